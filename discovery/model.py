@@ -28,6 +28,7 @@ __all__ = [
     "Node",
     "NodeName",
     "NamesQuery",
+    "NodeServicesQuery",
     "NodesQuery",
     "Query",
     "Registration",
@@ -214,7 +215,15 @@ class NodesQuery:
     dc: str | None = None
 
 
-Query = ServiceQuery | NamesQuery | NodesQuery
+@dataclass(frozen=True, slots=True)
+class NodeServicesQuery:
+    """The services of one node. The reply's value: ``tuple[ServiceEntry, ...]``, without their checks."""
+
+    node: NodeName
+    dc: str | None = None
+
+
+Query = ServiceQuery | NamesQuery | NodesQuery | NodeServicesQuery
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""The Consul backend: a catalogue and a registry over one agent's HTTP API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from discovery.backends import AgentInfo
+from discovery.backends.consul import codec
+from discovery.backends.consul.codec import path_segment, request
+from discovery.backends.consul.transport import Connection, HTTPReply, Pool
+from discovery.config import Config, ConsulConfig
+from discovery.errors import RegistryUnavailable, UnknownResource
+from discovery.model import CheckID, Query, Registration, Reply, ServiceID, Source, Status
+
+__all__ = ["Consul", "from_uri"]
+
+_WRITE_TIMEOUT: Final = 10.0  # seconds
+
+
+class Consul:
+    """One Consul agent; a ``Backend``. Creating it does no I/O; it may be used from any thread."""
+
+    source: Source = "http"
+
+    def __init__(self, config: ConsulConfig) -> None:
+        self.config = config
+        self._pool = Pool(config)
+
+    @property
+    def where(self) -> str:
+        return self.config.url
+
+    def __repr__(self) -> str:
+        return f"<Consul {self.where}>"
+
+    # --- Catalogue
+
+    def connect(self) -> ConsulReader:
+        return ConsulReader(self.config)
+
+    def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
+        return _reply(query, self._pool.call(codec.query_request(query), timeout=timeout), self.where)
+
+    # --- Registry
+
+    def register(self, registration: Registration) -> None:
+        # replace-existing-checks: without it a check that the new registration no longer has stays
+        # behind for ever and keeps the instance critical.
+        body = codec.registration_to_json(registration)
+        self._write("agent/service/register", body=body, replace_existing_checks="true")
+
+    def deregister(self, service_id: ServiceID) -> None:
+        try:
+            self._write(f"agent/service/deregister/{path_segment(service_id)}")
+        except UnknownResource:
+            pass  # Consul 1.8 answers 200 for an unknown id, newer releases 404: it is gone either way
+
+    def registered(self) -> Mapping[ServiceID, Registration]:
+        raw = self._pool.call(request("GET", "agent/services"), timeout=_WRITE_TIMEOUT).raw
+        try:
+            rows = [codec.registration_from_json(row) for row in (raw or {}).values()]
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise _malformed(self.where, "/v1/agent/services", exc) from exc
+        return {row.id: row for row in rows}
+
+    def update_check(self, check_id: CheckID, status: Status, output: str = "") -> None:
+        self._write(f"agent/check/update/{path_segment(check_id)}", body={"Status": status, "Output": output})
+
+    def maintenance(self, service_id: ServiceID, enable: bool, reason: str = "") -> None:
+        self._write(
+            f"agent/service/maintenance/{path_segment(service_id)}",
+            enable="true" if enable else "false",
+            reason=reason or None,
+        )
+
+    def agent(self) -> AgentInfo:
+        raw = self._pool.call(request("GET", "agent/self"), timeout=_WRITE_TIMEOUT).raw
+        try:
+            config, member = raw["Config"], raw.get("Member") or {}
+            return AgentInfo(
+                node=config["NodeName"],
+                dc=config["Datacenter"],
+                version=config.get("Version") or "",
+                address=member.get("Addr") or "",
+            )
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise _malformed(self.where, "/v1/agent/self", exc) from exc
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _write(self, path: str, *, body: Any = None, **params: str | None) -> None:
+        self._pool.call(request("PUT", path, body=body, **params), timeout=_WRITE_TIMEOUT)
+
+
+class ConsulReader:
+    """Blocking queries on a connection of their own."""
+
+    def __init__(self, config: ConsulConfig) -> None:
+        self._connection = Connection(config)
+        self._where = config.url
+
+    def read(self, query: Query, *, index: int = 0, wait: float = 0.0, timeout: float = 10.0) -> Reply:
+        asked = codec.query_request(query, index=index, wait=wait)
+        # Consul adds up to wait/16 of jitter to what it was asked to wait (Consul: "Blocking Queries").
+        patience = timeout if not index else wait + wait / 16 + timeout
+        return _reply(query, self._connection.call(asked, timeout=patience), self._where)
+
+    def interrupt(self) -> None:
+        self._connection.interrupt()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def from_uri(uri: str, config: Config) -> Consul:
+    """Return the agent at *uri* (``consul://host:port``, ``consul-tls://``, ``consul-unix:///path``).
+
+    Tokens and certificates come from *config*; a URI without a host leaves the address to it too.
+    """
+    _scheme, _, rest = uri.partition("://")
+    consul = config.consul if not rest.strip("/") else config.consul.at(uri, origin="the registry URI")
+    return Consul(replace(consul, explicit=True))
+
+
+def _reply(query: Query, reply: HTTPReply, where: str) -> Reply:
+    headers = reply.headers
+    try:
+        return Reply(
+            value=codec.query_value(query, reply.raw),
+            index=int(headers.get("X-Consul-Index") or 0),
+            known_leader=headers.get("X-Consul-KnownLeader", "true") == "true",
+            last_contact=int(headers.get("X-Consul-LastContact") or 0) / 1000,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise _malformed(where, codec.query_request(query).target.partition("?")[0], exc) from exc
+
+
+def _malformed(where: str, asked: str, exc: Exception) -> RegistryUnavailable:
+    detail = f"{type(exc).__name__}: {exc}"
+    return RegistryUnavailable(
+        f"{where} answered {asked} with JSON that is not of Consul's form ({detail}); is that a Consul agent?"
+    )

@@ -1,0 +1,335 @@
+"""Consul's HTTP API as values: what to ask, and what the answer means.
+
+Laws:
+- Pure: strings and parsed JSON in, model values out. ``raw_`` names JSON that is not yet modelled.
+- Null and absent are the same: Consul writes both for an empty list or map.
+- A status that Consul may add one day counts as critical: sending traffic to an instance whose state we
+  cannot read is the worse mistake.
+- Equal strings and maps of one reply are one object: ten thousand instances share their few node
+  names, tags and metas instead of repeating them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from sys import intern
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from discovery.errors import (
+    AccessDenied,
+    DiscoveryError,
+    RegistryOverloaded,
+    RegistryUnavailable,
+    RequestRejected,
+    UnknownResource,
+)
+from discovery.model import (
+    Address,
+    Check,
+    CheckID,
+    HealthCheck,
+    NamesQuery,
+    Node,
+    NodeName,
+    NodeServicesQuery,
+    NodesQuery,
+    Query,
+    Registration,
+    ServiceEntry,
+    ServiceID,
+    ServiceName,
+    ServiceQuery,
+    Status,
+    Weights,
+)
+
+__all__ = [
+    "Request",
+    "error_of",
+    "query_request",
+    "query_value",
+    "registration_from_json",
+    "registration_to_json",
+]
+
+_EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+_STATUSES: Final[Mapping[str, Status]] = {"passing": "passing", "warning": "warning", "critical": "critical"}
+_DURATION_PART: Final = re.compile(r"([0-9.]+)(h|ms|us|µs|ns|m|s)")
+_UNIT_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request, ready to send: the target includes the query string."""
+
+    method: str
+    target: str
+    body: bytes | None = None
+
+
+def request(method: str, path: str, *, body: Any = None, **params: str | None) -> Request:
+    """Build a request for ``/v1/<path>``; parameters that are None are left out, an empty one is a flag."""
+    query = urlencode({key.replace("_", "-"): value for key, value in params.items() if value is not None})
+    raw_body = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+    return Request(method, f"/v1/{path}{'?' + query if query else ''}", raw_body)
+
+
+def path_segment(value: str) -> str:
+    """Quote *value* for one path segment: a name with a slash must not become two."""
+    return quote(value, safe="")
+
+
+# --- questions ---------------------------------------------------------------------------------------
+
+
+def query_request(query: Query, *, index: int = 0, wait: float = 0.0) -> Request:
+    """Return the request for *query*; with an *index* it blocks for up to *wait* seconds.
+
+    Reads are in ``stale`` mode (Consul: "Consistency Modes"): any server may answer. Through an election
+    they go on being answered, where the default mode fails them all.
+    """
+    match query:
+        case ServiceQuery(name=name):
+            path = f"health/service/{path_segment(name)}"
+        case NamesQuery():
+            path = "catalog/services"
+        case NodesQuery():
+            path = "catalog/nodes"
+        case NodeServicesQuery(node=node):
+            path = f"catalog/node/{path_segment(node)}"
+    blocking = {"index": str(index), "wait": duration_to_text(wait)} if index else {}
+    return request("GET", path, dc=query.dc, stale="", **blocking)
+
+
+def query_value(query: Query, raw: Any) -> Any:
+    """Return the value that *query* documents, from the JSON that Consul answered.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: *raw* has not the shape of Consul's API.
+    """
+    share = _Share()
+    match query:
+        case ServiceQuery():
+            return tuple(_entry(row["Node"], row["Service"], row.get("Checks") or (), share) for row in raw)
+        case NamesQuery():
+            return {ServiceName(intern(name)): tuple(tags or ()) for name, tags in raw.items()}
+        case NodesQuery():
+            return tuple(share.node(row) for row in raw)
+        case NodeServicesQuery():
+            if raw is None:  # Consul answers null for a node that it does not know
+                return ()
+            services = raw.get("Services") or {}
+            return tuple(_entry(raw["Node"], service, (), share) for service in services.values())
+
+
+class _Share:
+    """Makes equal parts of one reply one object."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._maps: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+        self._tags: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def node(self, raw: Mapping[str, Any]) -> Node:
+        name = raw["Node"]
+        found = self._nodes.get(name)
+        if found is None:
+            found = self._nodes[name] = Node(
+                name=NodeName(intern(name)),
+                address=raw["Address"],
+                dc=intern(raw.get("Datacenter") or ""),
+                id=raw.get("ID") or "",
+                tagged_addresses=self.map(raw.get("TaggedAddresses")),
+                meta=self.map(raw.get("Meta")),
+            )
+        return found
+
+    def map(self, raw: Mapping[str, str] | None) -> Mapping[str, str]:
+        if not raw:
+            return _EMPTY
+        return self._maps.setdefault(tuple(raw.items()), MappingProxyType(dict(raw)))
+
+    def tags(self, raw: list[str] | None) -> tuple[str, ...]:
+        if not raw:
+            return ()
+        tags = tuple(map(intern, raw))
+        return self._tags.setdefault(tags, tags)
+
+
+def _entry(
+    raw_node: Mapping[str, Any], raw: Mapping[str, Any], raw_checks: Any, share: _Share
+) -> ServiceEntry:
+    return ServiceEntry(
+        node=share.node(raw_node),
+        id=ServiceID(raw["ID"]),
+        name=ServiceName(intern(raw["Service"])),
+        address=raw.get("Address") or "",
+        port=raw.get("Port") or 0,
+        tags=share.tags(raw.get("Tags")),
+        meta=share.map(raw.get("Meta")),
+        tagged_addresses=_tagged_addresses(raw),
+        weights=_weights(raw.get("Weights")),
+        checks=tuple(_health_check(check) for check in raw_checks),
+        kind=raw.get("Kind") or "",
+    )
+
+
+def _tagged_addresses(raw: Mapping[str, Any]) -> Mapping[str, Address]:
+    found = raw.get("TaggedAddresses")
+    if not found:
+        return _EMPTY
+    return MappingProxyType({key: Address(value["Address"], value["Port"]) for key, value in found.items()})
+
+
+_WEIGHTS: Final = Weights()
+
+
+def _weights(raw: Mapping[str, int] | None) -> Weights:
+    if not raw or (raw.get("Passing") == 1 and raw.get("Warning") == 1):
+        return _WEIGHTS
+    # Passing 0 comes from catalogues written by hand; Consul's own DNS reads it as 1.
+    return Weights(passing=raw.get("Passing") or 1, warning=raw.get("Warning", 1))
+
+
+def _health_check(raw: Mapping[str, Any]) -> HealthCheck:
+    return HealthCheck(
+        id=CheckID(intern(raw["CheckID"])),
+        name=intern(raw.get("Name") or ""),
+        status=_STATUSES.get(raw["Status"], "critical"),
+        output=raw.get("Output") or "",
+        service_id=ServiceID(raw["ServiceID"]) if raw.get("ServiceID") else None,
+    )
+
+
+# --- registrations -----------------------------------------------------------------------------------
+
+
+def registration_to_json(registration: Registration) -> dict[str, Any]:
+    """Return the body of ``/v1/agent/service/register``; what is empty is left out."""
+    raw: dict[str, Any] = {"ID": registration.id, "Name": registration.name}
+    if registration.port:
+        raw["Port"] = registration.port
+    if registration.address:
+        raw["Address"] = registration.address
+    if registration.tags:
+        raw["Tags"] = list(registration.tags)
+    if registration.meta:
+        raw["Meta"] = dict(registration.meta)
+    if registration.tagged_addresses:
+        raw["TaggedAddresses"] = {
+            key: {"Address": value.host, "Port": value.port}
+            for key, value in registration.tagged_addresses.items()
+        }
+    if registration.weights != _WEIGHTS:
+        raw["Weights"] = {"Passing": registration.weights.passing, "Warning": registration.weights.warning}
+    if registration.enable_tag_override:
+        raw["EnableTagOverride"] = True
+    if registration.checks:
+        raw["Checks"] = [check_to_json(check) for check in registration.checks]
+    return raw
+
+
+def registration_from_json(raw: Mapping[str, Any]) -> Registration:
+    """Return one row of ``/v1/agent/services``. The agent does not tell its checks' definitions."""
+    return Registration(
+        id=ServiceID(raw["ID"]),
+        name=ServiceName(raw["Service"]),
+        port=raw.get("Port") or 0,
+        address=raw.get("Address") or "",
+        tags=tuple(raw.get("Tags") or ()),
+        meta=dict(raw.get("Meta") or {}),
+        tagged_addresses=_tagged_addresses(raw),
+        weights=_weights(raw.get("Weights")),
+        enable_tag_override=bool(raw.get("EnableTagOverride")),
+    )
+
+
+# Attribute of Check -> key of Consul's check definition, and how the value is written.
+_CHECK_KEYS: Final[tuple[tuple[str, str, Callable[[Any], Any]], ...]] = (
+    ("id", "CheckID", str),
+    ("name", "Name", str),
+    ("ttl", "TTL", lambda value: duration_to_text(value)),
+    ("http", "HTTP", str),
+    ("method", "Method", str),
+    ("header", "Header", lambda value: {key: list(values) for key, values in value.items()}),
+    ("body", "Body", str),
+    ("tcp", "TCP", str),
+    ("grpc", "GRPC", str),
+    ("grpc_use_tls", "GRPCUseTLS", bool),
+    ("args", "Args", list),
+    ("docker_container_id", "DockerContainerID", str),
+    ("shell", "Shell", str),
+    ("interval", "Interval", lambda value: duration_to_text(value)),
+    ("timeout", "Timeout", lambda value: duration_to_text(value)),
+    ("initial_status", "Status", str),
+    ("deregister_after", "DeregisterCriticalServiceAfter", lambda value: duration_to_text(value)),
+    ("tls_skip_verify", "TLSSkipVerify", bool),
+    ("notes", "Notes", str),
+)
+
+
+def check_to_json(check: Check) -> dict[str, Any]:
+    """Return the definition of *check*; what is empty is left out."""
+    return {key: write(value) for name, key, write in _CHECK_KEYS if (value := getattr(check, name))}
+
+
+# --- durations, as Go writes them --------------------------------------------------------------------
+
+
+def duration_to_text(seconds: float) -> str:
+    """Write *seconds* as a Go duration: ``10s``, ``1500ms``."""
+    milliseconds = round(seconds * 1000)
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
+def duration_from_text(text: str) -> float:
+    """Read a Go duration (``1m30s``, ``250ms``) as seconds.
+
+    Raises:
+        ValueError: *text* is not one; a number without a unit is not.
+    """
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is not a duration, write for example 10s, 1m30s or 250ms")
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+
+
+# --- errors ------------------------------------------------------------------------------------------
+
+
+def error_of(status: int, body: str, *, asked: str, where: str, token: bool) -> DiscoveryError | None:
+    """Translate an HTTP status into the error to raise, or None for a success.
+
+    Args:
+        asked: the request as people read it, ``GET /v1/health/service/web``.
+        where: the agent's address.
+        token: whether a token was sent; the advice of a 403 differs.
+    """
+    if 200 <= status < 300:
+        return None
+    said = " ".join(body.split())[:200] or "no explanation"
+    wrong = f"{where} answered {asked} with HTTP {status}: {said}"
+    match status:
+        case 401 | 403:
+            advice = (
+                "check what the policy of this token allows"
+                if token
+                else "set CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
+            )
+            return AccessDenied(f"{wrong}; {advice}", status=status, body=said)
+        case 404:
+            return UnknownResource(wrong, status=status, body=said)
+        case 429:
+            return RegistryOverloaded(wrong, status=status, body=said)
+        # An unknown data centre is a 500, though the fault is in the question: taken for an outage it
+        # would hold up every other name of this process.
+        case 500 if "No path to datacenter" in body:
+            return RequestRejected(wrong, status=status, body=said)
+        case _ if 400 <= status < 500:
+            return RequestRejected(wrong, status=status, body=said)
+    return RegistryUnavailable(wrong)
