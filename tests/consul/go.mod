@@ -1,11 +1,13 @@
+// Builds the current Consul that the contract and end-to-end suites also run against: tools/get-consul --current.
+// To move to another release: go get -tool github.com/hashicorp/consul@vX.Y.Z, then run the suites.
 module portcall.invalid/consul
 
 go 1.23.8
 
-tool (
-	github.com/hashicorp/consul
-	github.com/hashicorp/consul-awsauth
-)
+tool github.com/hashicorp/consul
+
+// Consul v1.20.6 asks for a version of this module that Go's checksum database does not list; this one it does.
+require github.com/hashicorp/consul-awsauth v0.0.0-20250825122907-9e35fe9ded3a
 
 require (
 	cloud.google.com/go/compute/metadata v0.3.0 // indirect
@@ -97,7 +99,6 @@ require (
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.16.0 // indirect
 	github.com/hashi-derek/grpc-proxy v0.0.0-20231207191910-191266484d75 // indirect
 	github.com/hashicorp/consul v1.20.6 // indirect
-	github.com/hashicorp/consul-awsauth v0.0.0-20250825122907-9e35fe9ded3a // indirect
 	github.com/hashicorp/consul-net-rpc v0.0.0-20221205195236-156cfab66a69 // indirect
 	github.com/hashicorp/consul/api v1.31.2 // indirect
 	github.com/hashicorp/consul/envoyextensions v0.7.3 // indirect

@@ -26,7 +26,6 @@ __all__ = ["ConsulAgent", "consul_bin"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _START_TIMEOUT = 30.0  # s; a dev agent has its leader within 2 s, a loaded machine takes longer
-_STOP_TIMEOUT = 10.0  # s; then SIGKILL
 _ATTEMPTS = 3  # another process may take a free port before Consul binds it
 
 
@@ -141,13 +140,7 @@ class ConsulAgent:
         raise AssertionError(f"{self.binary} did not start:\n{self.log}")
 
     def stop(self) -> None:
-        """End the agent politely (SIGTERM) and remove what it left in temporary directories."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                pass
+        """End the agent and remove its temporary files. `data_dir` is the caller's and stays."""
         self.kill()
         if self._scratch is not None:
             shutil.rmtree(self._scratch)
@@ -208,8 +201,8 @@ class ConsulAgent:
         ports = {**self._ports, "serf_wan": -1, "grpc": -1, "https": -1}
         if self.version >= (1, 14):
             ports["grpc_tls"] = -1  # a dev agent opens it by default; older releases reject the key
-        # A server of one waits for an election time-out before it elects itself: 5 s and more unless raft is told
-        # that this is no wide-area cluster.
+        # A server of one elects itself after an election time-out: 5 s and more, unless raft is told that this
+        # is no wide-area cluster.
         performance = {"raft_multiplier": 1}
         config = {"ports": ports, "performance": performance, "disable_update_check": True, **self.config}
         config_file = self._scratch / "agent.json"
