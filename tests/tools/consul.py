@@ -201,8 +201,8 @@ class ConsulAgent:
         ports = {**self._ports, "serf_wan": -1, "grpc": -1, "https": -1}
         if self.version >= (1, 14):
             ports["grpc_tls"] = -1  # a dev agent opens it by default; older releases reject the key
-        # A server of one elects itself after an election time-out: 5 s and more, unless raft is told that this
-        # is no wide-area cluster.
+        # A server of one elects itself after an election time-out: 5 s and more, unless raft is told that
+        # this is no wide-area cluster.
         performance = {"raft_multiplier": 1}
         config = {"ports": ports, "performance": performance, "disable_update_check": True, **self.config}
         config_file = self._scratch / "agent.json"
