@@ -330,6 +330,9 @@ def error_of(status: int, body: str, *, asked: str, where: str, token: bool) -> 
         # would hold up every other name of this process.
         case 500 if "No path to datacenter" in body:
             return RequestRejected(wrong, status=status, body=said)
+        # Consul 1.8 says it so when the check is unknown; newer releases say 404.
+        case 500 if "does not have associated TTL" in body:
+            return UnknownResource(wrong, status=status, body=said)
         case _ if 400 <= status < 500:
             return RequestRejected(wrong, status=status, body=said)
     return RegistryUnavailable(wrong)

@@ -83,12 +83,15 @@ class Connection:
             body = self._read(response, deadline)
         except (TimeoutError, ReadTimeoutError, ConnectTimeoutError) as exc:
             self._drop()
+            # urllib3 counts a refused connection as one kind of connect time-out; it is none.
+            if isinstance(exc, NewConnectionError):
+                raise RegistryUnavailable(self._cannot_ask(asked, exc)) from exc
             raise RegistryTimeout(f"{where} did not answer {asked} within {timeout:g} s") from exc
         except (HTTPError, OSError) as exc:
             self._drop()
             if self._interrupted:
                 raise RegistryUnavailable(f"{asked} to {where} was interrupted") from exc
-            raise RegistryUnavailable(f"cannot ask Consul at {where} for {asked}: {_reason(exc)}") from exc
+            raise RegistryUnavailable(self._cannot_ask(asked, exc)) from exc
         if error := error_of(
             response.status,
             body.decode(errors="replace"),
@@ -151,6 +154,9 @@ class Connection:
             if self._http is not None and self._http.sock is not None:
                 self._http.sock.settimeout(left)
         return b"".join(chunks)
+
+    def _cannot_ask(self, asked: str, exc: Exception) -> str:
+        return f"cannot ask Consul at {self._config.url} for {asked}: {_reason(exc)}"
 
     def _headers(self, request: Request) -> dict[str, str]:
         config = self._config

@@ -1,0 +1,488 @@
+"""Keeps answers to catalogue questions fresh in the background: the heart of client and resolver.
+
+    subscribe(query) ─> _Follower ── thread: blocking read, again and again ──> Known ──> callbacks
+                                  └─ beyond ``max_watches``: read by the poller, once a second
+
+Laws:
+- Reading never waits and takes no lock: ``Known`` is immutable and swapped whole.
+- Unreachable keeps what is known and says ``stale``; an authoritative empty answer is empty.
+- One question, one reader, however many ask it.
+- While the registry is down one follower of all tries to reach it (``_Gate``); the others wait for that
+  one. A thousand names must not become a thousand connection attempts a second against an agent that
+  is starting.
+- An index that goes backwards (a restarted or restored server) starts the question anew from 0: waiting
+  on the old one would miss every change until the new index passes it (Consul: "Blocking Queries").
+- After a fork the child has the answers and no threads; each question resumes when it is next asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from discovery.backends import Catalogue, Reader
+from discovery.config import Config
+from discovery.errors import (
+    DiscoveryError,
+    RegistryOverloaded,
+    RegistryTimeout,
+    RegistryUnavailable,
+)
+from discovery.model import Query
+
+__all__ = ["Engine", "Known"]
+
+log = logging.getLogger("discovery")
+
+READ_TIMEOUT: Final = 5.0
+"""Seconds beyond what a blocking read may take in any case (wait + wait/16); a peer that is silent for
+longer is gone, even if its TCP connection does not say so."""
+LEADERLESS_PAUSE: Final = 0.8
+"""Seconds between reads while servers have no leader: its return wakes no blocking read."""
+POLL: Final = 1.0
+"""Seconds between two reads of a question that has no watch of its own."""
+BACKOFF_MIN: Final = 0.1
+BACKOFF_MAX: Final = 0.8
+"""Seconds between attempts to reach a registry. Only one request per process is made in this time, so
+there is no herd to spread, and recovery is seen within a second."""
+_BURST: Final = 16
+_BURST_SECONDS: Final = 0.5
+"""After 16 returns of one blocking read within half a second they are spaced out: a registry that
+answers at once each time (a proxy that strips the index, a very busy service) must not take a core."""
+
+Callback = Callable[["Known"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known about one query."""
+
+    query: Query
+    value: Any = None
+    """The shape that the query documents; None until the first success."""
+    index: int = 0
+    fetched_at: float = 0.0
+    """Seconds on the monotonic clock of the last successful read."""
+    stale: bool = False
+    """True while the registry cannot be asked whether this is still so."""
+    error: DiscoveryError | None = None
+    """Why it is stale, or why there is no value."""
+
+
+class Engine:
+    """Follows queries on one catalogue. Creating it does no I/O and starts no thread."""
+
+    def __init__(self, catalogue: Catalogue, config: Config) -> None:
+        self.catalogue = catalogue
+        self.config = config
+        self.gate = _Gate()
+        self._followers: dict[Query, _Follower] = {}
+        self._lock = threading.Lock()
+        self._poller: threading.Thread | None = None
+        self._poll_now = threading.Event()
+        self._threads: list[threading.Thread] = []  # of watches
+        self._closing = threading.Event()
+        _engines.add(self)
+
+    def get(self, query: Query) -> Known | None:
+        """Return what is known about *query*, without waiting; a new query is followed from now on.
+
+        Returns None while the first answer is on its way.
+        """
+        follower = self._followers.get(query)
+        if follower is None or not follower.running:
+            follower = self._follow(query)
+        follower.used = True
+        known = follower.known
+        return known if known.value is not None or known.error is not None else None
+
+    def fetch(self, query: Query, timeout: float) -> Known:
+        """Return what is known about *query*, waiting up to *timeout* seconds for a first answer.
+
+        Raises:
+            RegistryTimeout: no answer in time.
+            RegistryUnavailable, RegistryError: the first attempt failed, and nothing is known from before.
+        """
+        follower = self._followers.get(query)
+        if follower is None or not follower.running:
+            follower = self._follow(query)
+        follower.used = True
+        return follower.first(timeout)
+
+    def subscribe(
+        self,
+        query: Query,
+        callback: Callback,
+        *,
+        used: Callable[[], bool] | None = None,
+        dropped: Callable[[], None] | None = None,
+    ) -> Callable[[], None]:
+        """Call *callback* in a background thread with what is known about *query*, and on every change.
+
+        The first call comes at once when something is known. A failure is a change too: a ``Known``
+        whose ``value`` is None and whose ``error`` is set says that nothing is known and why.
+
+        Args:
+            used: asked now and then whether anybody read what the callback was given since it was last
+                asked. When it keeps saying no for ``config.idle`` seconds the subscription ends and
+                *dropped* is called. None: the subscription lasts until it is ended.
+
+        Returns:
+            The function that ends the subscription.
+        """
+        subscription = _Subscription(callback, used, dropped)
+        follower = self._follow(query, subscription)
+        follower.greet(subscription)
+
+        def unsubscribe() -> None:
+            self._unsubscribe(follower, subscription)
+
+        return unsubscribe
+
+    def close(self) -> None:
+        """Stop every follower and join its thread; idempotent. What was known can still be read."""
+        with self._lock:
+            self._closing.set()
+            followers = list(self._followers.values())
+            self._followers.clear()
+            threads = [*self._threads, *filter(None, [self._poller])]
+        self.hurry()
+        for follower in followers:
+            follower.stop()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=5.0)
+
+    def hurry(self) -> None:
+        """Let questions that were kicked be asked now."""
+        self.gate.wake()
+        self._poll_now.set()
+
+    def _follow(self, query: Query, subscription: _Subscription | None = None) -> _Follower:
+        with self._lock:
+            if self._closing.is_set():
+                raise RegistryUnavailable(f"this client of {self.catalogue.where} is closed")
+            follower = self._followers.get(query)
+            if follower is None:
+                follower = self._followers[query] = _Follower(self, query)
+            if subscription is not None:
+                follower.subscriptions.append(subscription)
+            if not follower.running and not self._start_watching(follower):
+                follower.running = True
+                if self._poller is None:
+                    self._poller = threading.Thread(target=self._poll, name="discovery-poller", daemon=True)
+                    self._poller.start()
+                self._poll_now.set()
+        return follower
+
+    def _start_watching(self, follower: _Follower) -> bool:
+        """Give *follower* a thread of its own where the cap allows it. The lock is held."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if len(self._threads) >= self.config.max_watches:
+            return False
+        self._threads.append(follower.start_watching())
+        return True
+
+    def _unsubscribe(self, follower: _Follower, subscription: _Subscription) -> None:
+        with self._lock:
+            if subscription in follower.subscriptions:
+                follower.subscriptions.remove(subscription)
+            # Somebody who reads it with get() keeps it until it is idle; else its watch is free at once.
+            if follower.subscriptions or follower.used or self._followers.get(follower.query) is not follower:
+                return
+            del self._followers[follower.query]
+        follower.stop()
+
+    def _forget(self, follower: _Follower) -> bool:
+        """Drop *follower* unless somebody began to use it meanwhile; True when it is gone."""
+        with self._lock:
+            if follower.wanted(time.monotonic(), self.config.idle):
+                return False
+            if self._followers.get(follower.query) is follower:
+                del self._followers[follower.query]
+            follower.running = False
+        follower.drop()
+        return True
+
+    # --- questions beyond the cap
+
+    def _poll(self) -> None:
+        reader = self.catalogue.connect()
+        try:
+            while not self._closing.is_set():
+                self._poll_now.clear()
+                polled = [f for f in list(self._followers.values()) if f.running and f.thread is None]
+                for follower in polled:
+                    if self._closing.is_set():
+                        return
+                    self._poll_one(follower, reader)
+                self._poll_now.wait(POLL)
+        finally:
+            reader.close()
+
+    def _poll_one(self, follower: _Follower, reader: Reader) -> None:
+        if not follower.wanted(time.monotonic(), self.config.idle) and self._forget(follower):
+            return
+        with self._lock:
+            if not self._closing.is_set() and follower.running and self._start_watching(follower):
+                return  # a watch has become free
+        if follower.due(time.monotonic()) and self.gate.may_ask(follower.kicked):
+            follower.read_once(reader, blocking=False)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._poller = None
+        self._threads = []
+        self._poll_now = threading.Event()
+        self.gate = _Gate()
+        for follower in list(self._followers.values()):
+            follower.after_fork()
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@dataclass(eq=False, slots=True)
+class _Subscription:
+    callback: Callback
+    used: Callable[[], bool] | None
+    dropped: Callable[[], None] | None
+
+
+class _Follower:
+    """One query: what is known, who wants it, and the thread that keeps it fresh (or none: polled)."""
+
+    def __init__(self, engine: Engine, query: Query) -> None:
+        self.engine = engine
+        self.query = query
+        self.known = Known(query)
+        self.running = False
+        self.used = False
+        self.thread: threading.Thread | None = None
+        self._reader: Reader | None = None
+        self.subscriptions: list[_Subscription] = []
+        self._wanted_at = time.monotonic()
+        self._attempts = 0  # reads that ended, well or not
+        self._answered = threading.Condition()
+        self._stopping = threading.Event()
+        self.kicked = threading.Event()
+
+    # --- who wants it
+
+    def greet(self, subscription: _Subscription) -> None:
+        with self._answered:
+            known = self.known
+            if known.value is not None or known.error is not None:
+                _notify(subscription, known)
+
+    def wanted(self, now: float, idle: float) -> bool:
+        used, self.used = self.used, False
+        for subscription in self.subscriptions:
+            used |= subscription.used is None or subscription.used()
+        if used:
+            self._wanted_at = now
+        return now - self._wanted_at < idle
+
+    def drop(self) -> None:
+        for subscription in self.subscriptions:
+            if subscription.dropped is not None:
+                subscription.dropped()
+
+    def first(self, timeout: float) -> Known:
+        deadline = time.monotonic() + timeout
+        with self._answered:
+            before = self._attempts
+            if self.known.value is None:
+                self.kicked.set()
+                self.engine.hurry()
+            while self.known.value is None and self._attempts == before:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._answered.wait(left):
+                    raise RegistryTimeout(
+                        f"{self.engine.catalogue.where} did not answer within {timeout:g} s"
+                    )
+            if self.known.value is None and self.known.error is not None:
+                raise self.known.error.with_traceback(None)
+            return self.known
+
+    # --- keeping it fresh
+
+    def start_watching(self) -> threading.Thread:
+        self.running = True
+        self._reader = reader = self.engine.catalogue.connect()
+        self.thread = threading.Thread(
+            target=self._watch, args=(reader,), name=f"discovery-watch {self.query}", daemon=True
+        )
+        self.thread.start()
+        return self.thread
+
+    def stop(self) -> None:
+        self.running = False
+        self._stopping.set()
+        self.kicked.set()
+        if self._reader is not None:
+            self._reader.interrupt()
+
+    def after_fork(self) -> None:
+        self.running = False
+        self.thread = None
+        self._reader = None  # its socket belongs to the parent, which goes on reading it
+        self._answered = threading.Condition()
+        self._stopping = threading.Event()
+        self.kicked = threading.Event()
+
+    def due(self, now: float) -> bool:
+        return self.known.value is None or now - self.known.fetched_at >= POLL
+
+    def _watch(self, reader: Reader) -> None:
+        engine = self.engine
+        returns: deque[float] = deque(maxlen=_BURST)
+        try:
+            while not self._stopping.is_set():
+                if not engine.gate.may_ask(self.kicked):
+                    engine.gate.wait()
+                    continue
+                if not self.read_once(reader, blocking=True):
+                    if not engine.gate.down:
+                        # Refused: the registry is there, only this question is at fault.
+                        self.kicked.wait(BACKOFF_MAX)
+                    continue
+                now = time.monotonic()
+                if not self.wanted(now, engine.config.idle) and engine._forget(self):
+                    return
+                returns.append(now)
+                if self.known.stale:
+                    self._stopping.wait(LEADERLESS_PAUSE)
+                elif len(returns) == _BURST and now - returns[0] < _BURST_SECONDS:
+                    self._stopping.wait(_BURST_SECONDS / _BURST)
+        finally:
+            engine.gate.leave()
+            reader.close()
+
+    def read_once(self, reader: Reader, *, blocking: bool) -> bool:
+        """Read once, publish what came of it, and say whether it went well."""
+        engine, known = self.engine, self.known
+        self.kicked.clear()
+        # A stale answer is asked for anew without an index: a blocking read would wait for a change
+        # before it told us that the registry is back.
+        index = known.index if blocking and not known.stale else 0
+        try:
+            reply = reader.read(self.query, index=index, wait=engine.config.wait, timeout=READ_TIMEOUT)
+        except DiscoveryError as exc:
+            if not self._stopping.is_set():
+                self._failed(exc)
+            return False
+        except Exception as exc:  # a fault of ours in one answer must not end this thread
+            log.exception("reading %s from %s failed", self.query, engine.catalogue.where)
+            self._failed(RegistryUnavailable(f"reading {self.query} failed: {exc!r}"))
+            return False
+        engine.gate.succeeded(engine.catalogue.where)
+        error = None
+        if not reply.known_leader:
+            error = RegistryUnavailable(f"the servers behind {engine.catalogue.where} have no leader")
+        same = known.value is not None and reply.value == known.value
+        # 1. Backwards: start anew.  2. Zero: Consul forbids to wait on it, 1 is the floor.
+        index = 0 if reply.index < index else max(reply.index, 1)
+        value = known.value if same else reply.value
+        self._publish(Known(self.query, value, index, time.monotonic(), stale=error is not None, error=error))
+        return True
+
+    def _failed(self, exc: DiscoveryError) -> None:
+        self._publish(replace(self.known, stale=self.known.value is not None, error=exc))
+        if isinstance(exc, (RegistryUnavailable, RegistryOverloaded)):
+            self.engine.gate.failed(exc)
+        else:
+            self.engine.gate.succeeded(self.engine.catalogue.where)  # a refusal is an answer too
+
+    def _publish(self, known: Known) -> None:
+        with self._answered:
+            before, self.known = self.known, known
+            self._attempts += 1
+            self._answered.notify_all()
+            changed = known.value is not before.value or known.stale != before.stale
+            if changed or type(known.error) is not type(before.error):
+                for subscription in list(self.subscriptions):
+                    _notify(subscription, known)
+
+
+def _notify(subscription: _Subscription, known: Known) -> None:
+    try:
+        subscription.callback(known)
+    except Exception:  # a subscriber's fault is its own: the others, and this thread, go on
+        log.exception("a subscriber of %s failed", known.query)
+
+
+class _Gate:
+    """Closed while the registry is down: one thread at a time may try, the others wait for its success."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self._condition = threading.Condition()
+        self._prober: int | None = None  # identity of the thread that is trying
+        self._delay = BACKOFF_MIN
+        self._next_try = 0.0
+
+    def may_ask(self, kicked: threading.Event) -> bool:
+        """Say whether the calling thread may ask the registry now; somebody who waits may always."""
+        if not self.down or kicked.is_set():
+            return True
+        with self._condition:
+            if self._prober is None and time.monotonic() >= self._next_try:
+                self._prober = threading.get_ident()
+            return self._prober == threading.get_ident()
+
+    def wait(self) -> None:
+        """Wait until it is worth to call ``may_ask`` again."""
+        with self._condition:
+            if self.down:
+                self._condition.wait(max(self._next_try - time.monotonic(), BACKOFF_MIN))
+
+    def failed(self, exc: DiscoveryError) -> None:
+        with self._condition:
+            if not self.down:
+                self.down = True
+                self._delay = BACKOFF_MIN
+                log.warning("%s; going on with what is known", exc)
+            elif self._prober != threading.get_ident():
+                return  # one outage breaks every blocking read at once: that is one failure, not sixty-four
+            self._prober = None
+            # Jitter, so that the processes of one host do not come back in step.
+            self._next_try = time.monotonic() + self._delay * random.uniform(0.5, 1.0)
+            self._delay = min(self._delay * 2, BACKOFF_MAX)
+
+    def succeeded(self, where: str) -> None:
+        if not self.down:  # read without the lock: this runs after every read
+            return
+        with self._condition:
+            if self.down:
+                self.down = False
+                self._prober = None
+                log.warning("%s answers again", where)
+                self._condition.notify_all()
+
+    def leave(self) -> None:
+        """The calling thread ends: when it was the one to try, another shall."""
+        with self._condition:
+            if self._prober == threading.get_ident():
+                self._prober = None
+
+    def wake(self) -> None:
+        """Wake the waiting, so that they look again whether they may stop or try."""
+        with self._condition:
+            self._condition.notify_all()
