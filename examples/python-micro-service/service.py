@@ -3,9 +3,9 @@
 
     service.py [PORT]        the port to listen on; else $PORT, else 5000
 
-It shows the one thing a service owes its callers when it is stopped: on SIGTERM it keeps answering for a moment.
-`docker stop` sends SIGTERM, the registrar sees that and takes the instance out of the catalogue; who looked it
-up just before still gets an answer instead of a refused connection.
+It shows the one thing a service owes its callers when it is stopped: on SIGTERM it keeps answering for a
+moment. `docker stop` sends SIGTERM, the registrar sees that and takes the instance out of the catalogue; who
+looked it up just before still gets an answer instead of a refused connection.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Hello(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Health checks ask every few seconds; a line for each would bury everything else."""
 
 
