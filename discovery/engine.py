@@ -41,6 +41,7 @@ from discovery.model import Query
 __all__ = ["Engine", "Known"]
 
 log = logging.getLogger("discovery")
+log.addHandler(logging.NullHandler())  # an application that configures no logging hears nothing of us
 
 READ_TIMEOUT: Final = 5.0
 """Seconds beyond what a blocking read may take in any case (wait + wait/16); a peer that is silent for
@@ -106,6 +107,9 @@ class Engine:
 
     def fetch(self, query: Query, timeout: float) -> Known:
         """Return what is known about *query*, waiting up to *timeout* seconds for a first answer.
+
+        The first one after a fork counts: what the parent knew may be hours old, and is returned only
+        when the registry cannot be asked.
 
         Raises:
             RegistryTimeout: no answer in time.
@@ -279,6 +283,7 @@ class _Follower:
         self.subscriptions: list[_Subscription] = []
         self._wanted_at = time.monotonic()
         self._attempts = 0  # reads that ended, well or not
+        self._inherited = False  # what is known comes from before a fork, and nobody asked since
         self._answered = threading.Condition()
         self._stopping = threading.Event()
         self.kicked = threading.Event()
@@ -311,14 +316,14 @@ class _Follower:
             if self.known.value is None:
                 self.kicked.set()
                 self.engine.hurry()
-            while self.known.value is None and self._attempts == before:
+            while (self.known.value is None or self._inherited) and self._attempts == before:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._answered.wait(left):
-                    raise RegistryTimeout(
-                        f"{self.engine.catalogue.where} did not answer within {timeout:g} s"
-                    )
-            if self.known.value is None and self.known.error is not None:
-                raise self.known.error.with_traceback(None)
+                    break
+            if self.known.value is None:
+                if self._attempts != before and self.known.error is not None:
+                    raise self.known.error.with_traceback(None)
+                raise RegistryTimeout(f"{self.engine.catalogue.where} did not answer within {timeout:g} s")
             return self.known
 
     # --- keeping it fresh
@@ -343,6 +348,9 @@ class _Follower:
         self.running = False
         self.thread = None
         self._reader = None  # its socket belongs to the parent, which goes on reading it
+        self._inherited = self.known.value is not None
+        if self._inherited:
+            self.known = replace(self.known, stale=True)
         self._answered = threading.Condition()
         self._stopping = threading.Event()
         self.kicked = threading.Event()
@@ -414,6 +422,7 @@ class _Follower:
         with self._answered:
             before, self.known = self.known, known
             self._attempts += 1
+            self._inherited = False
             self._answered.notify_all()
             changed = known.value is not before.value or known.stale != before.stale
             if changed or type(known.error) is not type(before.error):
@@ -458,7 +467,7 @@ class _Gate:
             if not self.down:
                 self.down = True
                 self._delay = BACKOFF_MIN
-                log.warning("%s; going on with what is known", exc)
+                log.warning("%s; trying again until it answers", exc)
             elif self._prober != threading.get_ident():
                 return  # one outage breaks every blocking read at once: that is one failure, not sixty-four
             self._prober = None

@@ -14,8 +14,8 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NewType, overload
 
@@ -61,6 +61,10 @@ _RANK: Final[Mapping[str, int]] = {"passing": 0, "warning": 1, "critical": 2}
 _EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
+def _no_items() -> Mapping[str, Any]:
+    return _EMPTY  # one object for all: most instances have no meta
+
+
 def worst(statuses: Sequence[Status]) -> Status:
     """Return the aggregate status: any critical is critical, else any warning, else passing.
 
@@ -93,8 +97,8 @@ class Node:
     address: str
     dc: str = ""
     id: str = ""
-    tagged_addresses: Mapping[str, str] = _EMPTY
-    meta: Mapping[str, str] = _EMPTY
+    tagged_addresses: Mapping[str, str] = field(default_factory=_no_items)
+    meta: Mapping[str, str] = field(default_factory=_no_items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,8 @@ class ServiceEntry:
     """Empty when the instance is to be reached at its node's address."""
     port: int = 0
     tags: tuple[str, ...] = ()
-    meta: Mapping[str, str] = _EMPTY
-    tagged_addresses: Mapping[str, Address] = _EMPTY
+    meta: Mapping[str, str] = field(default_factory=_no_items)
+    tagged_addresses: Mapping[str, Address] = field(default_factory=_no_items)
     weights: Weights = Weights()
     checks: tuple[HealthCheck, ...] = ()
     kind: str = ""
@@ -156,7 +160,7 @@ class Check:
     ttl: float | None = None
     http: str | None = None
     method: str | None = None
-    header: Mapping[str, tuple[str, ...]] = _EMPTY
+    header: Mapping[str, tuple[str, ...]] = field(default_factory=_no_items)
     body: str | None = None
     tcp: str | None = None
     grpc: str | None = None
@@ -182,8 +186,8 @@ class Registration:
     address: str = ""
     """Empty: Consul answers with the node's advertised address."""
     tags: tuple[str, ...] = ()
-    meta: Mapping[str, str] = _EMPTY
-    tagged_addresses: Mapping[str, Address] = _EMPTY
+    meta: Mapping[str, str] = field(default_factory=_no_items)
+    tagged_addresses: Mapping[str, Address] = field(default_factory=_no_items)
     weights: Weights = Weights()
     enable_tag_override: bool = False
     checks: tuple[Check, ...] = ()
@@ -367,3 +371,12 @@ class Snapshot(Sequence[Instance]):
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(self.instances)
+
+    def only(self, wanted: Callable[[Instance], bool]) -> Snapshot:
+        """Return this snapshot with the *wanted* instances alone."""
+        return replace(
+            self,
+            instances=tuple(filter(wanted, self.instances)),
+            added=tuple(filter(wanted, self.added)),
+            removed=tuple(filter(wanted, self.removed)),
+        )

@@ -1,0 +1,168 @@
+"""Registers a process that is no container, and keeps its entry alive while the process lives.
+
+Laws:
+- The entry carries a TTL check that this thread renews: a process that dies without a word turns
+  critical when the TTL is over.
+- An agent that has forgotten the entry (it restarted empty) gets it again with the next beat.
+- An unreachable agent is waited for, with one warning; a refusal is raised to the caller of ``start``.
+- Only the process that registered deregisters: a forked child's exit must not take its parent out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from discovery.backends import Registry
+from discovery.errors import ConfigurationError, DiscoveryError, RegistryUnavailable, UnknownResource
+from discovery.model import Check, CheckID, Registration, ServiceID
+from discovery.names import service_name
+
+__all__ = ["Heartbeat"]
+
+log = logging.getLogger("discovery")
+
+BEAT: Final = 1.0
+"""Longest time between two beats, in seconds. A beat costs the agent a local write of nothing new; the
+time is how long a restarted empty agent is without the entry."""
+CHECK_INTERVAL: Final = 5.0  # seconds between the agent's HTTP checks
+CHECK_TIMEOUT: Final = 3.0  # seconds
+
+
+class Heartbeat:
+    """One registered instance. Use ``start`` and ``close``, or a ``with`` statement.
+
+    Args:
+        registry: the agent to register with.
+        name: the service's name.
+        port: the port that the process listens on.
+        address: where it can be reached; None lets Consul answer with the node's address.
+        ttl: seconds after which a silent process counts as dead.
+        service_id: the id; ``<host>:<name>:<port>`` by default, so that the workers of one listening
+            socket share one entry.
+        check_http: path of an HTTP check that the agent runs besides the heartbeat, ``/health``.
+
+    Raises:
+        InvalidName: *name* cannot be a service's.
+        ConfigurationError: *port* or *ttl* is out of range.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        name: str,
+        *,
+        port: int,
+        address: str | None = None,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, str] | None = None,
+        ttl: float = 15.0,
+        service_id: str | None = None,
+        check_http: str | None = None,
+    ) -> None:
+        if not 0 < port <= 65535:
+            raise ConfigurationError(f"port={port!r} of {name!r} is not possible: give 1 to 65535")
+        if not ttl >= 1:
+            raise ConfigurationError(f"ttl={ttl!r} of {name!r} is not possible: give at least 1 second")
+        checked = service_name(name, origin="register")
+        identity = ServiceID(service_id or f"{socket.gethostname()}:{checked}:{port}")
+        self._registry = registry
+        self._check_id = CheckID(f"{identity}:heartbeat")
+        checks = [
+            Check(id=self._check_id, name="heartbeat of the process", ttl=ttl, initial_status="passing")
+        ]
+        if check_http is not None:
+            host = address or "127.0.0.1"
+            netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            checks.append(
+                Check(
+                    id=CheckID(f"{identity}:http"),
+                    name=f"HTTP GET {check_http}",
+                    http=f"http://{netloc}/{check_http.lstrip('/')}",
+                    interval=CHECK_INTERVAL,
+                    timeout=CHECK_TIMEOUT,
+                )
+            )
+        self.registration = Registration(
+            id=identity,
+            name=checked,
+            port=port,
+            address=address or "",
+            tags=tuple(tags),
+            meta=dict(meta or {}),
+            checks=tuple(checks),
+        )
+        self._beat = min(ttl / 3, BEAT)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+
+    def start(self) -> Heartbeat:
+        """Register now and begin to beat.
+
+        Raises:
+            RegistryError: the agent refused the registration. An unreachable agent is no error here.
+        """
+        reachable = self._try(self._register)
+        self._thread = threading.Thread(
+            target=self._run, args=(reachable,), name=f"heartbeat {self.registration.id}", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stop beating and deregister; idempotent. An agent that cannot be reached is left to its TTL."""
+        if self._stopping.is_set() or os.getpid() != self._pid:
+            return
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self._registry.deregister(self.registration.id)
+        except DiscoveryError as exc:
+            log.warning("cannot deregister %s: %s", self.registration.id, exc)
+
+    def __enter__(self) -> Heartbeat:
+        return self if self._thread is not None else self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _run(self, reachable: bool) -> None:
+        while not self._stopping.wait(self._beat):
+            try:
+                now_reachable = self._try(self._renew)
+            except DiscoveryError as exc:
+                # Refused in mid-life (a token was revoked): beating on is right, the refusal may end.
+                if reachable:
+                    log.warning("the heartbeat of %s is refused: %s", self.registration.id, exc)
+                reachable = False
+                continue
+            if now_reachable and not reachable:
+                log.warning("the heartbeat of %s is accepted again", self.registration.id)
+            elif reachable and not now_reachable:
+                log.warning("the heartbeat of %s cannot be delivered; trying on", self.registration.id)
+            reachable = now_reachable
+
+    def _renew(self) -> None:
+        try:
+            self._registry.update_check(self._check_id, "passing")
+        except UnknownResource:
+            log.warning("the agent has forgotten %s; registering it again", self.registration.id)
+            self._register()
+
+    def _register(self) -> None:
+        self._registry.register(self.registration)
+
+    @staticmethod
+    def _try(act: Callable[[], None]) -> bool:
+        """Call *act* and say whether the agent could be reached."""
+        try:
+            act()
+        except RegistryUnavailable:
+            return False
+        return True
