@@ -270,7 +270,8 @@ def tour_through(tour: Tour) -> None:
         (left,) = client.lookup_all(NAME)
         gone.remove(str(left))
         say(
-            f"{gone[0]} is out of lookup() after {from_code * 1000:.0f} ms, out of DNS after {from_dns * 1000:.0f} ms."
+            f"{gone[0]} is out of lookup() after {from_code * 1000:.0f} ms, "
+            f"out of DNS after {from_dns * 1000:.0f} ms."
         )
         say("Whoever asks now meets the other one, and sees no error:")
         for _ in range(3):
