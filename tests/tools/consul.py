@@ -207,20 +207,16 @@ class ConsulAgent:
         config = {"ports": ports, "performance": performance, "disable_update_check": True, **self.config}
         config_file = self._scratch / "agent.json"
         config_file.write_text(json.dumps(config))
-        mode = (
-            ["-dev"] if self.data_dir is None else ["-server", "-bootstrap", "-data-dir", str(self.data_dir)]
-        )
+        mode = ["-dev"]
+        if self.data_dir is not None:
+            mode = ["-server", "-bootstrap", "-data-dir", str(self.data_dir)]
+        # Killed with its starter: a pytest that is killed itself runs no clean-up. The kernel means the thread
+        # that started it, so that must be one that lives as long as the agent shall.
+        with_us = ["setpriv", "--pdeathsig=KILL"] if shutil.which("setpriv") else []
+        here = ["-bind=127.0.0.1", "-client=127.0.0.1", f"-config-file={config_file}"]
         self._log = (self._scratch / "log").open("wb")
         self._process = subprocess.Popen(
-            [
-                self.binary,
-                "agent",
-                *mode,
-                "-bind=127.0.0.1",
-                "-client=127.0.0.1",
-                "-config-file",
-                config_file,
-            ],
+            [*with_us, self.binary, "agent", *mode, *here],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
