@@ -210,8 +210,8 @@ class ConsulAgent:
         mode = ["-dev"]
         if self.data_dir is not None:
             mode = ["-server", "-bootstrap", "-data-dir", str(self.data_dir)]
-        # Killed with its starter: a pytest that is killed itself runs no clean-up. The kernel means the thread
-        # that started it, so that must be one that lives as long as the agent shall.
+        # Killed with its starter: a pytest that is killed itself runs no clean-up. The kernel means the
+        # thread that started it, so that must be one that lives as long as the agent shall.
         with_us = ["setpriv", "--pdeathsig=KILL"] if shutil.which("setpriv") else []
         here = ["-bind=127.0.0.1", "-client=127.0.0.1", f"-config-file={config_file}"]
         self._log = (self._scratch / "log").open("wb")
