@@ -37,7 +37,7 @@ lint: $(ready) ## style, types and import rules
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-bench: $(ready) ## the benchmarks, side by side with peers
+bench: .venv/.peers ## the benchmarks, side by side with peers
 	@for benchmark in $(benchmarks); do $(bin)/python $$benchmark; done
 
 bench-smoke: $(ready) ## each benchmark for a moment, to see that it runs
@@ -65,6 +65,11 @@ $(ready): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(bin)/pip install --quiet --require-hashes --requirement requirements.lock
 	@$(bin)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+# Peers to compare with, for the benchmarks alone.
+.venv/.peers: $(ready) benchmarks/requirements.lock
+	@$(bin)/pip install --quiet --require-hashes --requirement benchmarks/requirements.lock
 	@touch $@
 
 build/wheels/.ready: $(ready) $(sources) tools/get-wheels
