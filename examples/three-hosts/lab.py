@@ -286,21 +286,21 @@ class Host(Node):
     # Ours -------------------------------------------------------------------------------------------------
 
     def start_registrar(self) -> None:
-        """The line of the walkthrough: Registrator's own, with the name of the image replaced."""
+        """Start the registrar by the walkthrough's line: Registrator's own, but for the image's name."""
         self.docker(
             *shlex.split(
-                "run -d --name registrator --restart always -h registrator"
+                "run -d --name registrator -h registrator --restart unless-stopped"
                 " -v /var/run/docker.sock:/tmp/docker.sock"
                 f" portcall -cleanup -resync 30 consul://{self.address}:8500"
             )
         )
 
     def start_resolver(self) -> None:
-        """The resolver on docker0. It finds Consul on 127.0.0.1:8500, its upstream in /etc/resolv.conf."""
+        """Start the resolver on docker0; its upstream is the one in the host's /etc/resolv.conf."""
         self.docker(
             *shlex.split(
-                "run -d --name resolver --restart always --net host"
-                f" portcall resolver run --listen {DOCKER0}:53"
+                "run -d --name resolver --net host --restart unless-stopped"
+                f" portcall resolver run --listen {DOCKER0}:53 --consul http://127.0.0.1:8500"
             )
         )
         wait_for(
@@ -663,11 +663,12 @@ Three hosts are up ({seconds:.0f} s), one Consul cluster, a registrar and a reso
 Start the service of the walkthrough on two of them and find it from the third:
 
   host() {{ {me}{state} on "host-$@"; }}
-  host 1 docker run -d -P --name service1 python-micro-service
-  host 2 docker run -d -P --name service2 python-micro-service
+  host 1 docker run -d -p 5000:5000 --name service1 python-micro-service
+  host 2 docker run -d -p 5000:5000 --name service2 python-micro-service
   host 3 curl -s localhost:8500/v1/catalog/service/python-micro-service?pretty
   host 3 dig +short @{DOCKER0} python-micro-service.service.consul SRV
-  host 3 docker run --rm --dns {DOCKER0} --dns-search service.consul busybox ping -c 1 python-micro-service
+  host 3 docker run --rm --dns {DOCKER0} --dns-search service.consul busybox \\
+      wget -qO- http://python-micro-service:5000
   host 3        # a shell there
 
 When you are done: {me}{state} down
