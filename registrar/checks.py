@@ -1,0 +1,296 @@
+"""``SERVICE_CHECK_*`` -> what Consul's agent shall check.
+
+    kind (the first given one wins)   what it does
+    HTTP, HTTPS = path                GET of the port; METHOD, HEADER (JSON), BODY, TLS_SKIP_VERIFY
+    CMD = command                     inside the container, by the agent through Docker
+    SCRIPT = command                  on the agent's host; refused without --allow-script-checks
+    TTL = duration                    the application reports to the agent itself
+    TCP = anything                    the port accepts
+    GRPC = anything or /service       the gRPC health protocol; GRPC_USE_TLS, TLS_SKIP_VERIFY
+    and for all of them               INTERVAL, TIMEOUT, INITIAL_STATUS, DEREGISTER_AFTER, NAME, NOTES
+
+Several checks of one service are numbered: ``SERVICE_CHECK_HTTP``, ``SERVICE_CHECK_2_TCP``,
+``SERVICE_CHECK_2_INTERVAL``. Each number is a check with settings of its own.
+
+Laws:
+- Pure.
+- A fault costs the setting or the check it stands in, never the registration: Consul rejects a whole
+  service for one unreadable duration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, cast
+
+from discovery.model import Check, CheckID, Status
+from registrar.containers import ContainerID
+from registrar.metadata import Problem, Value
+
+__all__ = ["Target", "parse_checks", "parse_duration"]
+
+DEFAULT_INTERVAL: Final = 10.0
+"""Seconds between two runs of a check that gives no interval (Registrator's default)."""
+
+_PREFIX: Final = "check_"
+_KINDS: Final = ("http", "https", "cmd", "script", "ttl", "tcp", "grpc")
+_SETTINGS: Final = (
+    *("interval", "timeout", "initial_status", "deregister_after", "name", "notes"),
+    *("method", "header", "body", "tls_skip_verify", "grpc_use_tls"),
+)
+_NUMBERED: Final = re.compile(r"(\d+)_(.+)\Z")
+_DURATION: Final = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h)")
+_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_STATUSES: Final = ("passing", "warning", "critical")
+# Go's strconv.ParseBool, which is how Registrator reads these.
+_BOOLEANS: Final = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+_METHOD: Final = re.compile(r"[A-Z]+\Z")
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f]")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be checked."""
+
+    container_name: str
+    container_id: ContainerID
+    host: str
+    """Where the agent reaches the port; empty when nobody knows."""
+    port: int
+    allow_scripts: bool = False
+
+    @property
+    def netloc(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_checks(
+    metadata: Mapping[str, Value], target: Target
+) -> tuple[tuple[Check, ...], tuple[Problem, ...]]:
+    """Read every check of one port.
+
+    Args:
+        metadata: what holds for the port, as ``Metadata.for_port`` returns it; other keys are ignored.
+
+    Returns:
+        The checks in order of their numbers, and what could not be used.
+    """
+    groups: dict[int, dict[str, Value]] = {}
+    for key, value in metadata.items():
+        if not key.startswith(_PREFIX) or not value.text:
+            continue
+        rest = key.removeprefix(_PREFIX)
+        numbered = _NUMBERED.match(rest)
+        number, name = (int(numbered[1]), numbered[2]) if numbered else (0, rest)
+        groups.setdefault(number, {})[name] = value
+    problems: list[Problem] = []
+    checks: list[Check] = []
+    for number in sorted(groups):
+        reading = _Reading(groups[number], target, problems)
+        if check := reading.check():
+            checks.append(check)
+    return tuple(checks), tuple(problems)
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration as Go writes it, ``1m30s`` or ``500ms``, and return seconds.
+
+    Raises:
+        ValueError: it has no unit, or cannot be read; says what would be right.
+    """
+    parts = _DURATION.findall(text)
+    if not parts or "".join(parts) != text:
+        hint = f"{text}s" if text.isdecimal() else "10s or 1m30s"
+        raise ValueError(f"it is not a duration; write a number with its unit, for example {hint}")
+    seconds = 0.0
+    for part in parts:
+        number = part.rstrip("nuµmsh")
+        seconds += float(number) * _UNITS[part[len(number) :]]
+    if seconds <= 0:
+        raise ValueError("a duration must be above 0; write for example 10s")
+    return seconds
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One check while its settings are read."""
+
+    values: Mapping[str, Value]
+    target: Target
+    problems: list[Problem]
+    used: set[str] = field(default_factory=set)
+
+    def check(self) -> Check | None:
+        kind = next((kind for kind in _KINDS if kind in self.values), None)
+        unknown = [name for name in self.values if name not in _KINDS and name not in _SETTINGS]
+        for name in unknown:
+            close = difflib.get_close_matches(name, (*_KINDS, *_SETTINGS), n=1)
+            known = close[0] if close else ", ".join((*_KINDS, *_SETTINGS))
+            self._refuse(name, f"there is no such setting of a check; known: {known.upper()}")
+        if kind is None:
+            for name in self.values:
+                if name not in unknown:
+                    self._refuse(
+                        name, "it belongs to no check; name one with HTTP, HTTPS, CMD, TTL, TCP or GRPC"
+                    )
+            return None
+        for name in _KINDS:
+            if name in self.values and name != kind:
+                self._refuse(
+                    name, f"this check is already {kind.upper()}; number a second one, as in CHECK_2_TCP"
+                )
+        made = self._kind(kind)
+        if made is None:
+            return None
+        if kind != "ttl":
+            made["interval"] = self._read("interval", parse_duration, DEFAULT_INTERVAL)
+            made["timeout"] = self._read("timeout", parse_duration, None)
+        return Check(
+            id=CheckID(""),
+            name=self._text("name"),
+            notes=self._text("notes"),
+            initial_status=self._read("initial_status", _status, None),
+            deregister_after=self._read("deregister_after", parse_duration, None),
+            **made,
+        )
+
+    def _kind(self, kind: str) -> dict[str, Any] | None:
+        """Return what only this kind of check has, or None when it cannot be made."""
+        text = self.values[kind].text
+        match kind:
+            case "http" | "https":
+                return self._http(kind, text)
+            case "cmd":
+                if (args := self._arguments(kind, text)) is None:
+                    return None
+                return {"docker_container_id": str(self.target.container_id), "args": args}
+            case "script":
+                return self._script(text)
+            case "ttl":
+                ttl = self._read("ttl", parse_duration, None)
+                return None if ttl is None else {"ttl": ttl}
+            case "tcp":
+                return {"tcp": self.target.netloc} if self._reachable(kind) else None
+            case _:
+                if not self._reachable(kind):
+                    return None
+                # Any value switches the check on; a path names the one service to ask about.
+                service = text if text.startswith("/") else ""
+                return {
+                    "grpc": self.target.netloc + service,
+                    "grpc_use_tls": self._read("grpc_use_tls", _boolean, False),
+                    "tls_skip_verify": self._read("tls_skip_verify", _boolean, False),
+                }
+
+    def _http(self, scheme: str, path: str) -> dict[str, Any] | None:
+        if not self._reachable(scheme):
+            return None
+        # A whole URL would let any container send the agent anywhere in its network.
+        if "://" in path or _UNPRINTABLE.search(path):
+            self._refuse(
+                scheme, "give only the path, for example /health; host and port are the service's own"
+            )
+            return None
+        slash = "" if path.startswith("/") else "/"
+        return {
+            "http": f"{scheme}://{self.target.netloc}{slash}{path}",
+            "method": self._read("method", _method, None),
+            "header": self._read("header", _header, None) or MappingProxyType({}),
+            "body": self._text("body") or None,
+            "tls_skip_verify": self._read("tls_skip_verify", _boolean, False),
+        }
+
+    def _script(self, text: str) -> dict[str, Any] | None:
+        if not self.target.allow_scripts:
+            self._refuse(
+                "script",
+                "it would run on the agent's host, which --allow-script-checks must permit; "
+                "CHECK_CMD runs inside the container",
+            )
+            return None
+        text = text.replace("$SERVICE_IP", self.target.host).replace("$SERVICE_PORT", str(self.target.port))
+        args = self._arguments("script", text)
+        return None if args is None else {"args": args}
+
+    def _arguments(self, name: str, text: str) -> tuple[str, ...] | None:
+        try:
+            args = tuple(shlex.split(text))
+        except ValueError as exc:
+            self._refuse(name, f"it cannot be split into words: {exc}")
+            return None
+        if not args:
+            self._refuse(name, "there is no command in it")
+            return None
+        return args
+
+    def _reachable(self, name: str) -> bool:
+        if not self.target.host:
+            self._refuse(
+                name, "the agent does not tell its address, so nobody knows where to check; give -ip"
+            )
+        return bool(self.target.host)
+
+    def _text(self, name: str) -> str:
+        return self.values[name].text if name in self.values else ""
+
+    def _read(self, name: str, read: Callable[[str], _T], default: _T | None) -> Any:
+        if name not in self.values:
+            return default
+        try:
+            return read(self.values[name].text)
+        except ValueError as exc:
+            instead = (
+                "" if default is None else f"; {default:g} s is used" if isinstance(default, float) else ""
+            )
+            self._refuse(name, f"{exc}{instead}")
+            return default
+
+    def _refuse(self, name: str, message: str) -> None:
+        value = self.values[name]
+        self.problems.append(Problem(self.target.container_name, value.origin, value.text, message))
+
+
+def _status(text: str) -> Status:
+    if text not in _STATUSES:
+        raise ValueError(f"it is no status; write {', '.join(_STATUSES[:-1])} or {_STATUSES[-1]}")
+    return cast(Status, text)
+
+
+def _boolean(text: str) -> bool:
+    if text not in _BOOLEANS:
+        raise ValueError("it is neither true nor false; write true or false")
+    return _BOOLEANS[text]
+
+
+def _method(text: str) -> str:
+    if not _METHOD.match(text.upper()):
+        raise ValueError("it is no HTTP method; write for example HEAD")
+    return text.upper()
+
+
+def _header(text: str) -> Mapping[str, tuple[str, ...]]:
+    """Read ``{"Host": "web.example", "X-Probe": ["a", "b"]}``."""
+    wrong = 'it is no header; write JSON, for example {"Host": ["web.example"]}'
+    try:
+        raw = json.loads(text)
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not isinstance(raw, dict):
+        raise ValueError(wrong)
+    header: dict[str, tuple[str, ...]] = {}
+    for name, raw_values in raw.items():
+        values = [raw_values] if isinstance(raw_values, str) else raw_values
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ValueError(wrong)
+        header[name] = tuple(values)
+    return MappingProxyType(header)

@@ -1,0 +1,252 @@
+"""Registrator's command line -> frozen ``Settings``.
+
+Laws:
+- Every option of Registrator is here under its name and with its meaning, with one dash or two, as
+  ``-x value`` or ``-x=value``; what is new has two dashes in the documentation and is as lenient.
+- Options come before the registry URI, and there is at most one of that.
+- Pure: the environment is an argument; nothing is printed and nobody is asked.
+- A fault is a ``ConfigurationError`` that names the option and says what would be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from discovery.config import Config
+from discovery.errors import ConfigurationError
+from registrar.desired import TAG_FIELD, TAG_FIELDS, TAG_MAPS, Rules
+from registrar.metadata import split_tags
+
+__all__ = ["Settings", "add_options", "normalised", "settings_from"]
+
+DEFAULT_URI: Final = "consul://"
+"""Without a host: CONSUL_HTTP_ADDR says where, else 127.0.0.1:8500."""
+SCHEMES: Final = ("consul", "consul-tls", "consul-unix")
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\Z")
+# Go's flag package takes -x=true for a switch; argparse does not.
+_TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a registrar. Durations are seconds."""
+
+    uri: str = DEFAULT_URI
+    """The registry: the scheme chooses the backend."""
+    discovery: Config = field(default_factory=Config)
+    """How the registry is spoken to."""
+    rules: Rules = field(default_factory=Rules)
+    """What is registered, and how."""
+    owner: str = ""
+    """The name that ids begin with; empty: the host name, or Docker's."""
+    resync: float | None = None
+    """Seconds between two looks at everything although nothing has happened. None: 60, which costs
+    nothing where nothing differs; 0: never, as in Registrator."""
+    retry_attempts: int | None = None
+    """How often the registry is tried again at the start before giving up; -1 for ever.
+    None: for ever, with a pause that begins short."""
+    retry_interval: float = 2.0
+    """Seconds between these attempts."""
+    deregister_on_exit: bool = False
+    """Remove what is registered when the registrar ends. Not by default: an update of the registrar
+    would take every service of the host away."""
+    workers: int = 4
+    """Containers that are worked on at once."""
+
+    @property
+    def resync_interval(self) -> float:
+        """Seconds; 0 for never."""
+        return 60.0 if self.resync is None else self.resync
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a registrar to *parser*."""
+    group = parser.add_argument_group("Registrator's options (one dash or two)")
+    add = group.add_argument
+    add("-ip", "--ip", default="", metavar="IP", help="address to register, whatever a port is bound to")
+    _switch(group, "internal", "register the container's own address and the port inside")
+    _switch(group, "explicit", "register only ports that are given a SERVICE_NAME")
+    add(
+        "-useIpFromLabel",
+        "--useIpFromLabel",
+        default="",
+        metavar="LABEL",
+        help="register the address that stands in this label",
+    )
+    add("-tags", "--tags", default="", metavar="TAG,TAG", help="added to every service's tags")
+    add("-ttl", "--ttl", default="0", metavar="SECONDS", help="accepted; of no effect with Consul")
+    add("-ttl-refresh", "--ttl-refresh", default="0", metavar="SECONDS", help="accepted together with -ttl")
+    add(
+        "-resync",
+        "--resync",
+        default=None,
+        metavar="SECONDS",
+        help="look at everything this often (default 60; 0: never)",
+    )
+    add(
+        "-deregister",
+        "--deregister",
+        default="always",
+        metavar="WHEN",
+        help="when a container that ended is removed: always, on-success",
+    )
+    _switch(group, "cleanup", "accepted: what no longer runs is always removed")
+    add(
+        "-retry-attempts",
+        "--retry-attempts",
+        default=None,
+        metavar="N",
+        help="give up after so many more attempts to reach the registry at the start (default, -1: never)",
+    )
+    add(
+        "-retry-interval",
+        "--retry-interval",
+        default="2000",
+        metavar="MS",
+        help="milliseconds between these attempts",
+    )
+    group = parser.add_argument_group("further options")
+    add = group.add_argument
+    add("-owner", "--owner", default="", metavar="NAME", help="what ids begin with (default: the host name)")
+    add(
+        "-network",
+        "--network",
+        default="",
+        metavar="NAME",
+        help="with -internal: register the address in this network",
+    )
+    _switch(group, "allow-loopback", "register ports that are bound to a loopback address")
+    _switch(group, "allow-script-checks", "let SERVICE_CHECK_SCRIPT run commands on the agent's host")
+    _switch(group, "deregister-on-exit", "remove everything registered when the registrar ends")
+    parser.add_argument(
+        "uri",
+        nargs="?",
+        default=None,
+        metavar="URI",
+        help="consul://HOST:PORT, consul-tls://HOST:PORT or consul-unix:///PATH",
+    )
+
+
+def normalised(arguments: Sequence[str]) -> list[str]:
+    """Return *arguments* with ``-x=true`` and ``-x=false`` of switches as argparse takes them.
+
+    Raises:
+        ConfigurationError: a switch has another value.
+    """
+    result = []
+    for argument in arguments:
+        found = re.match(r"--?(?P<name>[A-Za-z-]+)=(?P<value>.*)\Z", argument)
+        if found is None or found["name"] not in SWITCHES:
+            result.append(argument)
+        elif found["value"] in _TRUE:
+            result.append(f"--{found['name']}")
+        elif found["value"] not in _FALSE:
+            raise ConfigurationError(f"{argument!r} is neither on nor off; write -{found['name']}")
+    return result
+
+
+def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Settings:
+    """Check what was parsed, and return it as settings.
+
+    Raises:
+        ConfigurationError: a value cannot be used.
+    """
+    discovery = Config.from_env(env)
+    uri = arguments.uri or DEFAULT_URI
+    scheme = urlsplit(uri).scheme
+    if scheme not in SCHEMES:
+        raise ConfigurationError(
+            f"the registry URI {uri!r} is not one of {', '.join(f'{known}://' for known in SCHEMES)}; "
+            "write for example consul://127.0.0.1:8500"
+        )
+    if uri.partition("://")[2]:
+        discovery.consul.at(uri, origin="the command line")  # only to refuse now what cannot work later
+    ttl, refresh = _whole("-ttl", arguments.ttl), _whole("-ttl-refresh", arguments.ttl_refresh)
+    if (ttl > 0) != (refresh > 0):
+        raise ConfigurationError(f"-ttl={ttl} and -ttl-refresh={refresh}: give both, or neither")
+    if ttl > 0 and ttl <= refresh:
+        raise ConfigurationError(f"-ttl={ttl} must be greater than -ttl-refresh={refresh}")
+    retry_interval = _whole("-retry-interval", arguments.retry_interval)
+    if retry_interval <= 0:
+        raise ConfigurationError(f"-retry-interval={retry_interval} must be greater than 0 milliseconds")
+    attempts = arguments.retry_attempts
+    retry_attempts = None if attempts is None else _whole("-retry-attempts", attempts, minimum=-1)
+    if arguments.deregister not in ("always", "on-success"):
+        raise ConfigurationError(f"-deregister={arguments.deregister!r} must be 'always' or 'on-success'")
+    return Settings(
+        uri=uri,
+        discovery=discovery,
+        rules=Rules(
+            ip=_address(arguments.ip),
+            internal=arguments.internal,
+            explicit=arguments.explicit,
+            use_ip_from_label=arguments.useIpFromLabel,
+            tags=_tags(arguments.tags),
+            network=arguments.network,
+            allow_loopback=arguments.allow_loopback,
+            allow_script_checks=arguments.allow_script_checks,
+        ),
+        owner=arguments.owner,
+        resync=None if arguments.resync is None else float(_whole("-resync", arguments.resync)),
+        retry_attempts=retry_attempts,
+        retry_interval=retry_interval / 1000,
+        deregister_on_exit=arguments.deregister_on_exit,
+    )
+
+
+SWITCHES: Final = frozenset(
+    {"internal", "explicit", "cleanup", "allow-loopback", "allow-script-checks", "deregister-on-exit"}
+)
+
+
+def _switch(group: Any, name: str, text: str) -> None:
+    group.add_argument(f"-{name}", f"--{name}", action="store_true", help=text)
+
+
+def _whole(option: str, raw: str, *, minimum: int = 0) -> int:
+    try:
+        number = int(raw)
+    except ValueError:
+        raise ConfigurationError(f"{option}={raw!r} is not a whole number; write for example 30") from None
+    # The interval has a sentence of its own.
+    if number < minimum and option != "-retry-interval":
+        raise ConfigurationError(f"{option}={number} is not possible; give at least {minimum}")
+    return number
+
+
+def _address(raw: str) -> str:
+    """Check the address of ``-ip``. A loopback address is taken: whoever types it has asked for it."""
+    if not raw:
+        return ""
+    try:
+        unspecified = ipaddress.ip_address(raw).is_unspecified
+    except ValueError:
+        if _HOST.match(raw):
+            return raw
+        raise ConfigurationError(f"-ip={raw!r} is no address; write for example 10.0.0.5") from None
+    if unspecified:
+        raise ConfigurationError(f"-ip={raw!r} is every address, which nobody can connect to; write one")
+    return raw
+
+
+def _tags(raw: str) -> tuple[str, ...]:
+    """Split ``-tags`` and check what stands in braces."""
+    if "{{" in raw:
+        spelling = ", ".join(f"{{{name}}}" for name in TAG_FIELDS)
+        raise ConfigurationError(
+            f"-tags={raw!r} is a Go template, which is not run here; in braces you can write {spelling}, "
+            "{label:KEY} and {env:KEY}: '{{.Config.Hostname}}' becomes '{hostname}'"
+        )
+    for found in TAG_FIELD.finditer(raw):
+        if found["kind"] not in TAG_FIELDS and not (found["kind"] in TAG_MAPS and found["key"]):
+            known = ", ".join((*TAG_FIELDS, *(f"{kind}:KEY" for kind in TAG_MAPS)))
+            raise ConfigurationError(f"-tags={raw!r}: {found[0]} is not known; in braces can stand {known}")
+    return tuple(split_tags(raw))

@@ -1,0 +1,257 @@
+"""The Docker engine, through its SDK: who it is, what runs, and what happens there.
+
+Laws:
+- The SDK's errors end here, as ``DockerUnavailable``.
+- ``EventStream`` is read by one thread; ``close`` may be called by any, at any time, also before the first
+  read.
+- Only ``Type``, ``Action`` and ``Actor`` of an event are read: API 1.52 removed the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import docker
+import docker.errors
+import requests
+import urllib3.exceptions
+from docker.utils import kwargs_from_env
+
+from discovery.errors import ConfigurationError, DiscoveryError
+from registrar.containers import Container, ContainerID, Summary, signal_number
+
+__all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream"]
+
+_SOCKETS: Final = ("/var/run/docker.sock", "/tmp/docker.sock")  # noqa: S108 where Registrator's users mount it
+_REQUEST_TIMEOUT: Final = 10.0  # s; an engine that takes longer for one container is as good as away
+_MAX_JOINS: Final = 8
+"""Containers in each other's network that are followed; Docker itself allows no circle, Podman may."""
+
+_FAILURES: Final = (
+    docker.errors.DockerException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,  # an answer that is no JSON: something else listens there
+)
+
+
+class DockerUnavailable(DiscoveryError, ConnectionError):
+    """The Docker engine could not be asked, or broke off."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Who the engine is."""
+
+    id: str
+    name: str
+    """The host's name, as Docker knows it."""
+    version: str
+    now: int
+    """Seconds on the engine's clock, from which its events can be replayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a container."""
+
+    container: ContainerID
+    action: str
+    """``start``, ``die``, ``kill``, ``health_status: healthy``, ``connect`` ..."""
+    at: int
+    """Nanoseconds on the engine's clock."""
+    signal: int | None = None
+    """With ``kill``: the signal that was sent."""
+
+
+class EventStream:
+    """What happens from now on, until the engine goes away or ``close`` is called."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield events; ends when the stream does, for whatever reason."""
+        try:
+            for raw in self._stream:
+                if event := _event(raw):
+                    yield event
+        except _FAILURES:
+            return  # the same as the end of the stream: whoever reads looks at the whole again
+        except AttributeError:
+            # The SDK reaches into a response that ``close`` has just taken apart.
+            if not self._closed.is_set():
+                raise
+
+    def close(self) -> None:
+        """End the stream; the reading thread returns at once."""
+        self._closed.set()
+        with contextlib.suppress(*_FAILURES, AttributeError):
+            self._stream.close()
+
+
+class Docker:
+    """One engine."""
+
+    def __init__(self, env: Mapping[str, str] | None = None, *, timeout: float = _REQUEST_TIMEOUT) -> None:
+        """Only note where the engine is; ``connect`` finds out whether it is there.
+
+        Args:
+            env: DOCKER_HOST, DOCKER_TLS_VERIFY and DOCKER_CERT_PATH; None for the process's own. Without
+                DOCKER_HOST: /var/run/docker.sock, else /tmp/docker.sock.
+            timeout: seconds for one request.
+        """
+        self._env = dict(os.environ if env is None else env)
+        self._timeout = timeout
+        self._client: docker.APIClient | None = None
+
+    @property
+    def where(self) -> str:
+        """The engine's address, for people."""
+        return self._env.get("DOCKER_HOST") or _default_socket()
+
+    def connect(self) -> EngineInfo:
+        """Open a connection, in place of the one before, and ask who is there.
+
+        Raises:
+            DockerUnavailable: nobody answers.
+            ConfigurationError: DOCKER_HOST or DOCKER_CERT_PATH cannot be used.
+        """
+        self.close()
+        try:
+            options = kwargs_from_env(environment=self._env)
+        except docker.errors.TLSParameterError as exc:
+            raise ConfigurationError(f"cannot use Docker's TLS variables: {exc}") from exc
+        options.setdefault("base_url", self.where)
+        try:
+            client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
+        except _FAILURES as exc:
+            raise self._unavailable(exc) from exc
+        self._client = client
+        raw = self._ask(client.info)
+        return EngineInfo(
+            id=raw.get("ID") or "",
+            name=raw.get("Name") or "",
+            version=raw.get("ServerVersion") or "",
+            now=_seconds(raw.get("SystemTime") or ""),
+        )
+
+    def events(self, since: int) -> EventStream:
+        """Subscribe.
+
+        Args:
+            since: seconds on the engine's clock. The engine answers before it has subscribed us; only a
+                replay from a moment before that closes the gap.
+
+        Raises:
+            DockerUnavailable: nobody answers.
+        """
+        client = self._connected()
+        filters = {"type": ["container", "network"]}
+        return EventStream(
+            self._ask(lambda: client.events(since=since or None, filters=filters, decode=True))
+        )
+
+    def list(self) -> tuple[Summary, ...]:
+        """Return every container, whether it runs or not.
+
+        Raises:
+            DockerUnavailable: nobody answers.
+        """
+        client = self._connected()
+        return tuple(Summary.from_json(raw) for raw in self._ask(lambda: client.containers(all=True)))
+
+    def inspect(self, container: str) -> Container | None:
+        """Return one container, joined with the one whose network it shares; None when it is gone.
+
+        Raises:
+            DockerUnavailable: nobody answers.
+        """
+        found = self._inspect(container)
+        if found is None:
+            return None
+        target = found
+        for _ in range(_MAX_JOINS):
+            if not target.shared_network:
+                break
+            other = self._inspect(target.shared_network)
+            if other is None:
+                return found
+            target = other
+        return found.joined(target) if target is not found else found
+
+    def close(self) -> None:
+        """Close every connection but those of event streams; idempotent."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _inspect(self, container: str) -> Container | None:
+        client = self._connected()
+        try:
+            raw = self._ask(lambda: client.inspect_container(container))
+        except DockerUnavailable as exc:
+            if isinstance(exc.__cause__, docker.errors.NotFound):
+                return None
+            raise
+        return Container.from_json(raw)
+
+    def _connected(self) -> docker.APIClient:
+        if self._client is None:
+            raise DockerUnavailable(f"not connected to Docker at {self.where}")
+        return self._client
+
+    def _ask(self, question: Any) -> Any:
+        try:
+            return question()
+        except _FAILURES as exc:
+            raise self._unavailable(exc) from exc
+
+    def _unavailable(self, exc: BaseException) -> DockerUnavailable:
+        cause: BaseException = exc
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        return DockerUnavailable(
+            f"cannot ask Docker at {self.where}: {cause}; is it running, and may this process use its socket?"
+        )
+
+
+def _default_socket() -> str:
+    path = next((path for path in _SOCKETS if Path(path).exists()), _SOCKETS[0])
+    return f"unix://{path}"
+
+
+def _event(raw: Mapping[str, Any]) -> Event | None:
+    """Read one event; None for those that are about no container."""
+    raw_actor = raw.get("Actor") or {}
+    attributes = raw_actor.get("Attributes") or {}
+    # A network's connect and disconnect name the container among their attributes.
+    container = raw_actor.get("ID") if raw.get("Type") == "container" else attributes.get("container")
+    if not container:
+        return None
+    raw_signal = attributes.get("signal")
+    return Event(
+        container=ContainerID(container),
+        action=raw.get("Action") or "",
+        at=int(raw.get("timeNano") or 0),
+        signal=signal_number(str(raw_signal)) if raw_signal is not None else None,
+    )
+
+
+def _seconds(raw: str) -> int:
+    """Read the engine's clock; 0 when it does not tell the time."""
+    try:
+        return int(datetime.fromisoformat(raw).timestamp())
+    except ValueError:
+        return 0

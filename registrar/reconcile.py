@@ -1,0 +1,624 @@
+"""The loop that keeps the agent's services equal to the containers that run.
+
+    Docker's events ──> "look again at this container" ──┐
+                                                         ├─> WorkQueue ──> workers
+    Consul's blocking read, resync, ──> "look at all" ───┘
+    either side coming back
+
+    a pass (one container)               a survey (everything, alone)
+      inspect it                           list the containers
+      desire()                             read what the agent has: the new picture
+      plan() against the picture           mark for a pass what is new, gone, changed,
+      write what differs                     or not as it is desired
+
+Laws:
+- Level-triggered: an event carries no state. The stop signal alone is remembered, because Docker tells it
+  nowhere else; it counts for the life of the container that it was sent to, until that would have ended.
+- Only passes write, and one container has one pass at a time: whatever order its events come in, the last
+  pass sees the last state.
+- A pass costs one inspect and the writes that are needed. What the agent has it takes from the picture,
+  which every write keeps up to date and every survey replaces by the truth.
+- Docker away: nothing is known about containers, so nothing is removed. Consul away: nothing can be
+  written. In both cases work waits, and a survey follows when both are there.
+- What is logged is what changed, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from discovery.backends import AgentInfo, Backend, Reader
+from discovery.errors import AccessDenied, DiscoveryError, RegistryError, RegistryOverloaded
+from discovery.model import NodeName, NodeServicesQuery, ServiceID
+from registrar.config import Settings
+from registrar.containers import Container, ContainerID, Summary
+from registrar.desired import Desired, Host, desire
+from registrar.docker import EngineInfo, Event
+from registrar.owner import Owner, owner_name
+from registrar.picture import Picture
+from registrar.plan import Plan, Write
+from registrar.work import SURVEY, WorkQueue
+
+__all__ = ["Engine", "Events", "GaveUp", "Reconciler"]
+
+log = logging.getLogger("registrar")
+
+SURVEY_INTERVAL: Final = 0.25
+"""Seconds between two surveys at least: on a busy cluster the blocking read returns all the time."""
+WAIT: Final = 30.0
+"""Seconds that the agent may hold the blocking read. An agent that vanished without a word, host and all,
+is noticed at the end of it; until then nothing on this host could be registered with it anyway."""
+SETTLE: Final = 0.2
+"""Seconds that the catalogue may lag behind what we have just written before a survey looks into it."""
+SETTLE_LIMIT: Final = 1.0
+"""Seconds after which it is looked into although writing goes on."""
+DRAIN_GRACE: Final = 2.0
+"""Seconds after a container's stop timeout when one that is still there counts as staying."""
+RETRY_FIRST: Final = 0.1  # s
+RETRY_LAST: Final = 1.0  # s; a fault that ends is followed by a full pass within 2 s
+PROBE_INTERVAL: Final = 1.0
+"""Seconds between two attempts at what the registry refuses. One container is tried each time, and when
+it passes all the others are: a thousand that are denied cost no more than one."""
+POLL_INTERVAL: Final = 1.0
+"""Seconds between two surveys where the registry does not let us hold a blocking read."""
+SIGKILL: Final = 9
+
+
+class Events(Protocol):
+    """A subscription to an engine's events."""
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def close(self) -> None:
+        """End the subscription, from any thread."""
+
+
+class Engine(Protocol):
+    """What the loop needs of a container engine; ``registrar.docker.Docker`` is the real one."""
+
+    @property
+    def where(self) -> str: ...
+
+    def connect(self) -> EngineInfo: ...
+
+    def events(self, since: int) -> Events: ...
+
+    def list(self) -> tuple[Summary, ...]: ...
+
+    def inspect(self, container: str) -> Container | None: ...
+
+    def close(self) -> None: ...
+
+
+class GaveUp(DiscoveryError):
+    """The registry could not be reached in as many attempts as were allowed."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of one container."""
+
+    fingerprint: int | None = None
+    """Of its row in the list; None until a survey has seen it."""
+    desired: Desired | None = None
+    """As of the last pass."""
+    told: set[str] = field(default_factory=set)
+    """Problems and refusals that are in the log already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kill:
+    """A signal that a container was sent."""
+
+    signal: int
+    at: int
+    """Nanoseconds, the engine's clock: comparable with the container's start."""
+    heard: float
+    """Seconds, our clock."""
+
+
+class _Pauses:
+    """The pauses between attempts: 0.1 s, doubling up to 1 s, each shortened by chance.
+
+    By chance, so that the registrars of a cluster do not all come back in the same moment.
+    """
+
+    def __init__(self) -> None:
+        self._next = RETRY_FIRST
+
+    def next(self) -> float:
+        pause = self._next
+        self._next = min(pause * 2, RETRY_LAST)
+        return pause * random.uniform(0.7, 1.0)
+
+    def reset(self) -> None:
+        self._next = RETRY_FIRST
+
+
+class Reconciler:
+    """Keeps one agent in step with one engine until it is told to stop.
+
+    Args:
+        engine: the container engine.
+        backend: the registry. Both stay the caller's to close.
+        hostname: of this process; may become the owner's name.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        backend: Backend,
+        settings: Settings,
+        *,
+        hostname: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._backend = backend
+        self._settings = settings
+        self._hostname = hostname
+        self._clock = clock
+        self._queue = WorkQueue(survey_interval=SURVEY_INTERVAL, clock=clock)
+        self._stopping = threading.Event()
+        self._picture = Picture()
+        self._pass_pauses = _Pauses()
+        # Guards all that follows; held for memory only, never across I/O.
+        self._lock = threading.Lock()
+        self._host: Host | None = None
+        self._engine_info: EngineInfo | None = None
+        self._agent: AgentInfo | None = None
+        self._engine_here = False
+        self._registry_here = False
+        self._containers: dict[ContainerID, _Known] = {}
+        self._kills: dict[ContainerID, _Kill] = {}
+        self._sharing: dict[ContainerID, ContainerID] = {}
+        """Container -> the one whose network it uses."""
+        self._waiting_for: dict[ServiceID, set[ContainerID]] = {}
+        """Ids that containers want and somebody else has."""
+        self._denied: dict[ContainerID, None] = {}
+        """Containers whose registration the registry refused, the longest waiting first."""
+        self._events: Events | None = None
+        self._reader: Reader | None = None
+        self._said: dict[str, object] = {}
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until ``stop`` is called.
+
+        Raises:
+            GaveUp: the registry was not there in as many attempts as the settings allow.
+        """
+        self._await_registry()
+        threads = [
+            threading.Thread(target=self._follow_engine, name="registrar-docker"),
+            threading.Thread(target=self._follow_registry, name="registrar-registry"),
+            *(
+                threading.Thread(target=self._work, name=f"registrar-worker-{number}")
+                for number in range(self._settings.workers)
+            ),
+        ]
+        for thread in threads:
+            thread.start()
+        self._keep_time()
+        for thread in threads:
+            thread.join()
+        if self._settings.deregister_on_exit:
+            self._deregister_all()
+
+    def stop(self) -> None:
+        """Make ``run`` return soon; from any thread."""
+        self._stopping.set()
+        self._queue.close()
+        with self._lock:
+            events, reader = self._events, self._reader
+        if events is not None:
+            events.close()
+        if reader is not None:
+            reader.interrupt()
+
+    def look(self) -> None:
+        """Have everything looked at now."""
+        self._queue.survey()
+
+    def _keep_time(self) -> None:
+        """Call for resyncs and for new attempts at what was refused, until ``stop``."""
+        interval = self._settings.resync_interval
+        next_resync = self._clock() + interval
+        while not self._stopping.wait(PROBE_INTERVAL):
+            if interval and self._clock() >= next_resync:
+                next_resync = self._clock() + interval
+                self._queue.survey()
+            with self._lock:
+                probe = next(iter(self._denied), None)
+            if probe is not None:
+                self._queue.add(probe)
+
+    def _deregister_all(self) -> None:
+        for registration in self._picture.ours().values():
+            try:
+                self._backend.deregister(registration.id)
+            except DiscoveryError as exc:
+                log.warning("cannot deregister %s: %s", registration.id, exc)
+            else:
+                log.info("deregistered %s (the registrar ends)", registration.id)
+
+    # --- following Docker --------------------------------------------------------------------------------
+
+    def _follow_engine(self) -> None:
+        """Subscribe, have everything looked at, pass on events; again whenever the stream ends."""
+        pauses = _Pauses()
+        while not self._stopping.is_set():
+            try:
+                info = self._engine.connect()
+                # From the moment before we asked: the engine answers before it has subscribed us.
+                events = self._engine.events(info.now)
+            except DiscoveryError as exc:
+                self._say("engine", logging.WARNING, f"waiting for Docker: {exc}", type(exc))
+                self._stopping.wait(pauses.next())
+                continue
+            with self._lock:
+                self._events = events
+            try:
+                if self._stopping.is_set():
+                    return  # ``stop`` may have come before there was a stream for it to close
+                pauses.reset()
+                self._say("engine", logging.INFO, f"watching Docker {info.version} at {self._engine.where}")
+                self._engine_came(info)
+                for event in events:
+                    self._heard(event)
+            finally:
+                events.close()
+                with self._lock:
+                    self._events = None
+                self._engine_went()
+            if not self._stopping.is_set():
+                self._say("engine", logging.WARNING, f"lost Docker at {self._engine.where}")
+                self._stopping.wait(pauses.next())
+
+    def _heard(self, event: Event) -> None:
+        container = event.container
+        with self._lock:
+            if event.action == "kill" and event.signal is not None:
+                self._kills[container] = _Kill(event.signal, event.at, self._clock())
+            dependent = [other for other, target in self._sharing.items() if target == container]
+        for dirty in (container, *dependent):
+            self._queue.add(dirty)
+
+    def _engine_came(self, info: EngineInfo) -> None:
+        with self._lock:
+            self._engine_info = info
+            self._engine_here = True
+            self._settle_host()
+        self._open_gate()
+
+    def _engine_went(self) -> None:
+        with self._lock:
+            self._engine_here = False
+        self._open_gate()
+
+    # --- following the registry --------------------------------------------------------------------------
+
+    def _await_registry(self) -> None:
+        """Obey ``-retry-attempts``, for those who ask to give up."""
+        allowed = self._settings.retry_attempts
+        attempt = 0
+        while allowed is not None and not self._stopping.is_set():
+            try:
+                self._backend.agent()
+                return
+            except RegistryError:
+                return  # it is there; what it refuses is explained when we are refused it
+            except DiscoveryError as exc:
+                if 0 <= allowed <= attempt:
+                    raise GaveUp(f"gave up after {attempt + 1} attempts: {exc}") from exc
+                self._say("registry", logging.WARNING, f"waiting for the registry: {exc}", type(exc))
+            attempt += 1
+            self._stopping.wait(self._settings.retry_interval)
+
+    def _follow_registry(self) -> None:
+        """Know whether the registry is there, and have everything looked at when it changed."""
+        pauses = _Pauses()
+        while not self._stopping.is_set():
+            reader = self._backend.connect()
+            with self._lock:
+                self._reader = reader
+            try:
+                if not self._stopping.is_set():  # else ``stop`` saw no reader to interrupt
+                    self._follow_agent(reader, pauses)
+            except DiscoveryError as exc:
+                if not self._stopping.is_set():
+                    self._registry_went(exc)
+            finally:
+                with self._lock:
+                    self._reader = None
+                reader.close()
+            self._stopping.wait(pauses.next())
+
+    def _follow_agent(self, reader: Reader, pauses: _Pauses) -> None:
+        """Hold a blocking read on the node's services until it breaks.
+
+        The catalogue only says that something is not as we believe; what the agent really has, a survey
+        asks itself. Our own writes come back here too, a moment before or after we note them: they are
+        given ``SETTLE`` to agree before a survey is made of them.
+        """
+        try:
+            agent = self._backend.agent()
+            query = NodeServicesQuery(NodeName(agent.node))
+            reply = reader.read(query)
+        except AccessDenied as exc:
+            self._say("access", logging.WARNING, f"the registry has to be polled: {exc}")
+            self._poll(pauses)
+            return
+        self._registry_came(agent, pauses)
+        index = 0
+        doubted_since: float | None = None
+        surveyed: object = None
+        while not self._stopping.is_set():
+            # Consul: "Blocking Queries": an index that goes back means that the count began anew.
+            index = max(1, reply.index) if reply.index >= index else 0
+            rows = [(entry.id, entry.meta, entry.port) for entry in reply.value]
+            if rows == surveyed or not self._picture.differs_from(rows):
+                doubted_since = None
+            elif doubted_since is None:
+                doubted_since = self._clock()
+            elif self._clock() - doubted_since >= SETTLE:
+                self._queue.survey()
+                doubted_since, surveyed = None, rows
+            wait = WAIT if doubted_since is None else SETTLE
+            reply = reader.read(query, index=index, wait=wait)
+            if not reply.index:  # a registry without indexes does not block
+                self._stopping.wait(POLL_INTERVAL)
+
+    def _poll(self, pauses: _Pauses) -> None:
+        """Do without a blocking read, where an ACL keeps us from it."""
+        while not self._stopping.is_set():
+            self._backend.registered()
+            self._registry_came(None, pauses)
+            self._stopping.wait(POLL_INTERVAL)
+
+    def _registry_came(self, agent: AgentInfo | None, pauses: _Pauses) -> None:
+        pauses.reset()
+        who = f"agent {agent.node}, Consul {agent.version}, " if agent else ""
+        self._say("registry", logging.INFO, f"connected to the registry: {who}{self._backend.where}")
+        with self._lock:
+            self._agent = agent
+            self._registry_here = True
+            self._settle_host()
+        self._open_gate()
+
+    def _registry_went(self, exc: DiscoveryError) -> None:
+        self._say("registry", logging.WARNING, f"waiting for the registry: {exc}", type(exc))
+        with self._lock:
+            self._registry_here = False
+        self._open_gate()
+
+    # --- both --------------------------------------------------------------------------------------------
+
+    def _settle_host(self) -> None:
+        """Work out who we are. The caller holds the lock."""
+        info = self._engine_info
+        if info is None:
+            return
+        name = owner_name(self._settings.owner, self._hostname, info.name)
+        address = self._agent.address if self._agent else ""
+        host = Host(Owner(name, info.id), address)
+        if host != self._host:
+            self._host = host
+            self._containers.clear()  # what was decided for the old one no longer holds
+
+    def _open_gate(self) -> None:
+        """Let work begin when both sides are there, a survey first; else keep it."""
+        with self._lock:
+            both = self._engine_here and self._registry_here
+        if both:
+            self._queue.survey()
+        self._queue.open_gate(both)
+
+    def _work(self) -> None:
+        """Do what the queue hands out, until it is closed."""
+        while (task := self._queue.take()) is not None:
+            try:
+                if task == SURVEY:
+                    self._survey()
+                else:
+                    self._pass(ContainerID(task))
+                self._pass_pauses.reset()
+            except DiscoveryError as exc:
+                self._failed(task, exc)
+            finally:
+                self._queue.done(task)
+
+    def _failed(self, task: str, exc: DiscoveryError) -> None:
+        """Try again later. The outcome of a write may be unknown, so a survey comes first."""
+        pause = self._pass_pauses.next()
+        if self._stopping.is_set():
+            return
+        if task != SURVEY:
+            self._queue.add(ContainerID(task), after=pause)
+        self._queue.survey(after=pause)
+        self._queue.hold(pause)
+        self._say("work", logging.WARNING, f"trying again: {exc}", type(exc))
+
+    # --- the two kinds of work ---------------------------------------------------------------------------
+
+    def _survey(self) -> None:
+        """Look at everything, and mark what needs a pass."""
+        with self._lock:
+            host = self._host
+        if host is None:
+            return
+        summaries = self._engine.list()
+        self._picture.replace(self._backend.registered(), host.owner)
+        self._said.pop("work", None)
+        dirty: list[ContainerID] = []
+        with self._lock:
+            for summary in summaries:
+                known = self._containers.setdefault(summary.id, _Known())
+                if known.fingerprint != summary.fingerprint:
+                    known.fingerprint = summary.fingerprint
+                    dirty.append(summary.id)
+                elif summary.id not in self._denied and not self._in_step(summary.id, known):
+                    dirty.append(summary.id)
+            listed = {summary.id for summary in summaries}
+            gone = self._containers.keys() - listed
+            leftover = self._picture.containers() - listed - gone
+        for container in (*dirty, *gone, *leftover):
+            self._queue.add(container)
+
+    def _in_step(self, container: ContainerID, known: _Known) -> bool:
+        return known.desired is not None and self._picture.plan(container, known.desired).in_step
+
+    def _pass(self, container_id: ContainerID) -> None:
+        """Look at one container, and write what differs."""
+        container = self._engine.inspect(container_id)
+        with self._lock:
+            host = self._host
+            if host is None:
+                return
+            known = self._containers.setdefault(container_id, _Known())
+            stopping = self._stopping_reason(container) if container else ""
+        desired = desire(container, self._settings.rules, host, stopping=stopping) if container else None
+        plan = self._picture.plan(container_id, desired, claim=True)
+        try:
+            refused = self._apply(plan, _why_removed(desired), known)
+        finally:
+            for write in plan.writes:
+                self._picture.release(write.registration.id)
+        self._note_refused(container_id, refused)
+        with self._lock:
+            if container is None:
+                self._forget(container_id)
+                return
+            known.desired = desired
+            self._sharing.pop(container_id, None)
+            if container.network_of:
+                self._sharing[container_id] = container.network_of
+            for refusal in plan.refusals:
+                self._waiting_for.setdefault(refusal.registration.id, set()).add(container_id)
+        if desired is not None:
+            for fault in (*desired.problems, *(f"not registered: {refusal}" for refusal in plan.refusals)):
+                self._once(known, logging.WARNING, str(fault))
+
+    def _apply(self, plan: Plan, why: str, known: _Known) -> bool:
+        """Write *plan*: first what is new, so that a renamed service is never missing, then removals.
+
+        Returns:
+            True when the registry refused something. That is the fault of one registration (or of the
+            policy on its name), and the others are not to suffer from it.
+
+        Raises:
+            DiscoveryError: the registry cannot be written to now.
+        """
+        refused = False
+        for write in plan.writes:
+            service_id = write.registration.id
+            if self._accepted(lambda: self._backend.register(write.registration), service_id, known):  # noqa: B023
+                self._picture.registered(write.registration)
+                log.info("%s", self._told_of(write))
+            else:
+                refused = True
+        for removal in plan.removals:
+            service_id = removal.registration.id
+            if self._accepted(lambda: self._backend.deregister(service_id), service_id, known):  # noqa: B023
+                self._picture.deregistered(service_id)
+                log.info("deregistered %s (%s)", service_id, why)
+                with self._lock:
+                    waiting = self._waiting_for.pop(service_id, set())
+                for container in waiting:
+                    self._queue.add(container)
+            else:
+                refused = True
+        return refused
+
+    def _accepted(self, call: Callable[[], None], service_id: ServiceID, known: _Known) -> bool:
+        try:
+            call()
+        except RegistryOverloaded:
+            raise
+        except RegistryError as exc:
+            self._once(known, logging.ERROR, f"the registry refuses {service_id}: {exc}")
+            return False
+        return True
+
+    def _stopping_reason(self, container: Container) -> str:
+        """Say which signal is ending *container*, or return ``""``. The caller holds the lock.
+
+        The stop signal drains, and SIGKILL, which nothing survives; ``kill -s HUP`` does not. A
+        container that is still there when Docker's patience is over has chosen to stay, and comes back.
+        """
+        kill = self._kills.get(container.id)
+        if kill is None:
+            return ""
+        left = kill.heard + container.stop_timeout + DRAIN_GRACE - self._clock()
+        ends = kill.signal in (container.stop_signal, SIGKILL) and kill.at > container.state.started_at
+        if not ends or not container.state.running or left <= 0:
+            del self._kills[container.id]
+            return ""
+        if left < float("inf"):
+            self._queue.add(container.id, after=left)
+        return f"signal {kill.signal}"
+
+    def _note_refused(self, container: ContainerID, refused: bool) -> None:
+        """Remember what to try again; when one of them passes, the others may pass too."""
+        with self._lock:
+            was = container in self._denied
+            self._denied.pop(container, None)
+            if refused:
+                self._denied[container] = None
+                return
+            if not was:
+                return
+            others = list(self._denied)
+        for other in others:
+            self._queue.add(other)
+
+    def _forget(self, container: ContainerID) -> None:
+        """Drop all that is remembered of a container that is gone. The caller holds the lock."""
+        self._containers.pop(container, None)
+        self._kills.pop(container, None)
+        self._sharing.pop(container, None)
+        self._denied.pop(container, None)
+
+    # --- saying it ---------------------------------------------------------------------------------------
+
+    def _told_of(self, write: Write) -> str:
+        registration = write.registration
+        if write.changes:
+            return f"changed {registration.id}: {', '.join(write.changes)}"
+        with self._lock:
+            host = self._host
+        address = registration.address or (host.node_address if host else "")
+        return f"registered {registration.id} as {registration.name} at {address}:{registration.port}"
+
+    def _say(self, about: str, level: int, message: str, kind: object = None) -> None:
+        """Log *message* unless the last thing said *about* this was of the same *kind*.
+
+        An outage changes its words (refused, reset, timed out) and stays the same outage.
+        """
+        kind = kind or message
+        with self._lock:
+            if self._said.get(about) == kind:
+                return
+            self._said[about] = kind
+        log.log(level, "%s", message)
+
+    def _once(self, known: _Known, level: int, message: str) -> None:
+        """Log *message* once in the life of a container."""
+        if message not in known.told:
+            known.told.add(message)
+            log.log(level, "%s", message)
+
+
+def _why_removed(desired: Desired | None) -> str:
+    if desired is None:
+        return "the container is gone"
+    unregistered = (decision.reason for decision in desired.decisions if decision.registration is None)
+    return next(unregistered, "it is registered otherwise now")
