@@ -50,6 +50,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -242,8 +243,9 @@ class Host(Node):
 
     # Consul -----------------------------------------------------------------------------------------------
 
-    def start_consul(self, binary: str, hosts: Sequence[str]) -> None:
+    def start_consul(self) -> None:
         """Start the Consul server of this host; it joins the others by itself, whichever is first."""
+        binary = run([str(ROOT / "tools" / "get-consul")], timeout=1200).strip()
         config = self.directory / "consul.json"
         # Elections in 1 s instead of 5: these servers are on one machine, not across a wide-area link.
         config.write_text(json.dumps({"performance": {"raft_multiplier": 1}, "disable_update_check": True}))
@@ -252,15 +254,17 @@ class Host(Node):
             binary,
             "agent",
             "-server",
-            f"-bootstrap-expect={len(hosts)}",
+            f"-bootstrap-expect={len(ADDRESSES)}",
             f"-node={self.name}",
+            # Always the same, so that a server which lost its files comes back as itself, not as an impostor.
+            f"-node-id={uuid.uuid5(uuid.NAMESPACE_DNS, self.name)}",
             f"-bind={self.address}",
             f"-advertise={self.address}",
             "-client=0.0.0.0",
             f"-data-dir={self.directory}/consul",
             f"-config-file={config}",
             "-retry-interval=1s",
-            *(f"-retry-join={address}" for address in hosts if address != self.address),
+            *(f"-retry-join={address}" for address in ADDRESSES.values() if address != self.address),
         )
 
     def consul(self, path: str, method: str = "GET", body: object = None, timeout: float = 10.0) -> Any:
@@ -370,7 +374,6 @@ class Lab:
     # Steps ------------------------------------------------------------------------------------------------
 
     def _build(self, say: Callable[[str], object], daemons: bool) -> None:
-        consul_binary = run([str(ROOT / "tools" / "get-consul")], timeout=1200).strip()
         if not base_tarball().exists():
             say("making a base image with debootstrap (once)")
             make_base_tarball()
@@ -381,11 +384,10 @@ class Lab:
         self.switch.on("ip", "address", "add", f"{SWITCH_ADDRESS}/24", "dev", "br0")
         self.switch.on("ip", "link", "set", "br0", "up")
         self._start_upstream()
-        addresses = [host.address for host in self.hosts]
         for host in self.hosts:
             host.power_on()
             self._plug_in(host)
-            host.start_consul(consul_binary, addresses)
+            host.start_consul()
         in_parallel(Host.start_dockerd, self.hosts)
 
         say("making the images")
