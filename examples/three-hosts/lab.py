@@ -239,7 +239,8 @@ class Host(Node):
 
     def wait_for_dockerd(self) -> None:
         """Wait until dockerd answers."""
-        wait_for(lambda: self.docker("info", check=False), 30, f"dockerd: {self.directory}/dockerd.log")
+        answers = functools.partial(self.docker, "version", "--format={{.Server.Version}}", check=False)
+        wait_for(answers, 30, f"dockerd: {self.directory}/dockerd.log")
 
     # Consul -----------------------------------------------------------------------------------------------
 
