@@ -18,12 +18,14 @@ Laws:
 - Library errors are translated once, where the I/O is, with ``raise ... from``.
 - A message is a sentence that names the value, where it came from and what would be right:
   command lines print it as it is.
+- Every error can be pickled and copied: one raised in a worker process arrives whole in its parent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "AccessDenied",
@@ -67,6 +69,18 @@ class DiscoveryError(Exception):
     def __init__(self, message: str, *, attempts: Sequence[Attempt] = ()) -> None:
         super().__init__(message)
         self.attempts = tuple(attempts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call the class with the message alone, which those with more attributes
+        # refuse; a process pool hangs on a result that it cannot unpickle.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[DiscoveryError], args: tuple[Any, ...], attributes: dict[str, Any]) -> DiscoveryError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigurationError(DiscoveryError, ValueError):

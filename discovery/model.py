@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, Final, Literal, NewType, overload
+from typing import Any, Final, Literal, NewType, NoReturn, TypeVar, overload
 
 __all__ = [
     "Address",
     "Check",
     "CheckID",
+    "FrozenDict",
     "HealthCheck",
     "Instance",
     "Node",
@@ -58,7 +58,28 @@ SERVICE_MAINTENANCE: Final = "_service_maintenance:"
 """Prefix of the check ids by which Consul marks one instance under maintenance."""
 
 _RANK: Final[Mapping[str, int]] = {"passing": 0, "warning": 1, "critical": 2}
-_EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+_V = TypeVar("_V")
+
+
+class FrozenDict(dict[str, _V]):
+    """A dictionary that refuses changes, so that ten thousand instances may share one.
+
+    Unlike a ``MappingProxyType`` it can be pickled, copied deeply and written as JSON.
+    """
+
+    __slots__ = ()
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise TypeError("this mapping is shared and cannot be changed; copy it with dict() first")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)  # the default would set item by item
+
+
+_EMPTY: Final[Mapping[str, Any]] = FrozenDict()
 
 
 def _no_items() -> Mapping[str, Any]:
@@ -203,6 +224,8 @@ class ServiceQuery:
     name: ServiceName
     dc: str | None = None
     """None: the agent's own data centre."""
+    near: str | None = None
+    """The node whose nearest instances come first (``_agent``: the agent's own); None: in no order."""
 
 
 @dataclass(frozen=True, slots=True)

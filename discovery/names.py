@@ -23,11 +23,16 @@ MAX_NAME_LENGTH: Final = 255  # octets; no DNS name is longer (RFC 1035 section 
 MAX_LABEL_LENGTH: Final = 63  # octets (RFC 1035 section 2.3.4)
 
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\Z")
-_UNUSABLE: Final = re.compile(r"[\x00-\x20\x7f/\\?#%]")
+# Lone surrogates are what Python makes of bytes on a command line that are no UTF-8: no URL can carry them.
+_UNUSABLE: Final = re.compile(r"[\x00-\x20\x7f/\\?#%\ud800-\udfff]")
 
 
 def fold(name: str) -> str:
-    """Return the form of *name* under which names are equal: ASCII letters in lower case (RFC 4343)."""
+    """Return the form of *name* under which names are equal: in lower case.
+
+    DNS ignores case in ASCII only (RFC 4343), Consul in all of Unicode; they agree on every name that DNS
+    can carry.
+    """
     return name.lower()
 
 
@@ -37,8 +42,9 @@ def service_name(value: str, *, origin: str = "lookup") -> ServiceName:
     Consul takes nearly anything; what is refused here could be looked up by nobody.
 
     Raises:
-        InvalidName: *value* is empty, longer than 255 octets, or holds white space, a control
-            character or one of ``/ \\ ? # %``. *origin* says in the message where it came from.
+        InvalidName: *value* is empty, longer than 255 octets, ``.`` or ``..`` (which a URL path drops),
+            or holds white space, a control character or one of ``/ \\ ? # %``. *origin* says in the
+            message where it came from.
     """
     if not value:
         raise InvalidName(f"the service name from {origin} is empty; give a name such as 'web'")
@@ -47,6 +53,10 @@ def service_name(value: str, *, origin: str = "lookup") -> ServiceName:
         raise InvalidName(
             f"the service name {value[:40]!r}... from {origin} has {length} octets, "
             f"at most {MAX_NAME_LENGTH} are possible"
+        )
+    if value in (".", ".."):
+        raise InvalidName(
+            f"the service name {value!r} from {origin} is a step in a path; give a name such as 'web'"
         )
     if found := _UNUSABLE.search(value):
         raise InvalidName(
