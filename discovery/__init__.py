@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from discovery.client import Client, Watch, lookup, lookup_all, register, wait_for, watch
+    from discovery.client import Client, Watch, call, lookup, lookup_all, register, wait_for, watch
     from discovery.config import Config
     from discovery.errors import (
         AccessDenied,
@@ -34,6 +34,7 @@ __all__ = [
     "lookup_all",
     "watch",
     "wait_for",
+    "call",
     "register",
     "Client",
     "Config",
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "discovery.client": ("Client", "Watch", "lookup", "lookup_all", "register", "wait_for", "watch"),
+    "discovery.client": ("Client", "Watch", "call", "lookup", "lookup_all", "register", "wait_for", "watch"),
     "discovery.config": ("Config",),
     "discovery.model": ("Instance", "Snapshot"),
 }

@@ -4,9 +4,12 @@
                   └─ first ─> find a registry, follow the name, wait for its first answer
 
 Laws:
-- Every ``lookup`` is a fresh pick; a caller that wants to stay with an instance keeps what it got.
-- Round robin begins at a random place, so that a fleet of freshly started processes does not meet on
-  the first instance.
+- Every ``lookup`` is a fresh pick; a caller that wants to stay with an instance keeps what it got, or
+  passes a ``key``.
+- What takes more than a turn (a filter, a strategy, an ejected instance) leaves the warm path, which
+  stays as short as it is.
+- Decisions are generators that yield the queries they need an answer to (``_Steps``): the ``Client``
+  waits for answers in its caller's thread, the ``AsyncClient`` in its event loop, and neither decides.
 - Unreachable keeps the last known instances and marks them ``stale``; an authoritative empty answer is
   an error that says which.
 - A ``Client`` may be created anywhere (at import, before a fork) and used from any thread.
@@ -22,30 +25,65 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, Unpack, cast
 
-from discovery import sources
+from discovery import balance, sources
 from discovery.backends import Backend
 from discovery.config import Config
 from discovery.engine import Engine, Known
 from discovery.errors import (
     DiscoveryError,
+    LookupFailed,
     NoHealthyInstances,
+    RegistryError,
     RegistryTimeout,
     RegistryUnavailable,
     ServiceNotFound,
 )
 from discovery.heartbeat import Heartbeat
-from discovery.model import Instance, NamesQuery, ServiceName, ServiceQuery, Snapshot
+from discovery.model import Instance, NamesQuery, Query, ServiceName, ServiceQuery, Snapshot
 from discovery.names import close_names, fold, service_name
 
-__all__ = ["Client", "Watch", "lookup", "lookup_all", "register", "wait_for", "watch"]
+__all__ = [
+    "Client",
+    "Options",
+    "Watch",
+    "call",
+    "default_client",
+    "lookup",
+    "lookup_all",
+    "register",
+    "wait_for",
+    "watch",
+]
+
+_T = TypeVar("_T")
+_Steps = Generator[Query, Known, _T]
+"""A decision: yields each query that it needs an answer to, is sent the answer, returns the result."""
 
 _NO_TAGS: Final[tuple[str, ...]] = ()
 _RETRY: Final = 0.1  # seconds between two attempts of wait_for to find a registry at all
-_CURSORS: Final = 64
-"""Round-robin positions kept per service for lookups with filters; beyond that they start over."""
+_VIEWS: Final = 64
+"""Filters that are remembered per service, with their place in the round; beyond that they start over."""
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``Client.lookup``, which other methods pass on to it."""
+
+    tags: Sequence[str]
+    meta: Mapping[str, str] | None
+    dc: str | None
+    near: str | None
+    zone: str | None
+    failover: Sequence[str]
+    strategy: str | balance.Strategy | None
+    key: str | None
+    exclude: Collection[Instance]
+    timeout: float | None
+    default: Instance | None
 
 
 class Client:
@@ -65,8 +103,9 @@ class Client:
         self._backend: Backend | None = backend
         self._engine: Engine | None = None
         self._lock = threading.RLock()
-        self._services: dict[tuple[str, str | None], _Service] = {}
+        self._services: dict[_Key, _Service] = {}
         self._warm: dict[str, _Service] = {}  # the same, by name as callers spell it
+        self._tallies: dict[str, _Tally] = {}  # by folded name
         self._heartbeats: weakref.WeakSet[Heartbeat] = weakref.WeakSet()
         _clients.add(self)
 
@@ -78,6 +117,11 @@ class Client:
         tags: Sequence[str] = _NO_TAGS,
         meta: Mapping[str, str] | None = None,
         dc: str | None = None,
+        near: str | None = None,
+        zone: str | None = None,
+        failover: Sequence[str] = (),
+        strategy: str | balance.Strategy | None = None,
+        key: str | None = None,
         exclude: Collection[Instance] = (),
         timeout: float | None = None,
         default: Instance | None = None,
@@ -88,6 +132,16 @@ class Client:
             tags: the instance has all of these.
             meta: the instance's meta has all of these values.
             dc: the data centre; the agent's own by default.
+            near: the node to be near to by round-trip time, ``_agent`` for the agent's own; the nearest
+                instance is returned unless a *strategy* is given too.
+            zone: prefer instances of this zone; others are used when it has none. ``Config.zone`` by
+                default.
+            failover: data centres to try in turn when the first has no instance that may be used, or
+                cannot be asked. ``Config.failover`` by default.
+            strategy: which of several; a name from ``discovery.balance.STRATEGIES`` (``round_robin``,
+                ``random``, ``weighted``, ``least_loaded``, ``ewma``, ``ring_hash``, ``sticky``) or an
+                object of your own. ``Config.strategy`` by default.
+            key: what to meet the same instance for, with ``ring_hash`` (its default) or ``sticky``.
             exclude: instances not to return, for example those already tried.
             timeout: seconds to wait for the first answer about a name; ``Config.timeout`` by default.
             default: returned instead of raising when nothing can be found.
@@ -98,15 +152,17 @@ class Client:
             NoHealthyInstances: there are instances, and none that may be used.
             RegistryUnavailable, RegistryTimeout, AccessDenied: nothing is known about *name*, and the
                 registry could not be asked.
+            ConfigurationError: no strategy has that name, or it needs a *key*.
         """
-        if not (tags or meta or dc or exclude):
+        if not (tags or meta or dc or near or zone or failover or strategy or key is not None or exclude):
             service = self._warm.get(name)
             if service is not None and (live := service.live):
                 service.was_used = True
                 return live[service.next() % len(live)]
+        wish = self._wish(tags, meta, dc, near, zone, failover, strategy, key, exclude)
         try:
-            return self._pick(name, tags, meta, dc, exclude, timeout)
-        except DiscoveryError:
+            return self._run(self._choose(name, wish), timeout)
+        except (LookupFailed, RegistryUnavailable, RegistryError):
             if default is None:
                 raise
             return default
@@ -119,18 +175,84 @@ class Client:
         tags: Sequence[str] = _NO_TAGS,
         meta: Mapping[str, str] | None = None,
         dc: str | None = None,
+        near: str | None = None,
         healthy: bool = True,
         timeout: float | None = None,
     ) -> Snapshot:
         """Return all instances of *name*, the critical ones too when *healthy* is False.
 
-        The snapshot is empty when there are none; arguments and other errors are those of ``lookup``.
+        The snapshot is empty when there are none; with *near* the nearest come first. Arguments and
+        other errors are those of ``lookup``.
         """
-        service = self._service(name, dc, timeout)
+        service = self._run(self._service(name, dc, near), timeout)
         snapshot = service.healthy if healthy else service.snapshot
         if tags or meta:
             return snapshot.only(lambda instance: _matches(instance, tags, meta))
         return snapshot
+
+    @contextmanager
+    def borrow(self, name: str, /, **options: Unpack[Options]) -> Iterator[Instance]:
+        """Lend one instance for the time of a ``with`` statement, and learn from how that went.
+
+        Its length is the call's latency, an ``Exception`` that leaves it is the call's failure: they feed
+        the strategies ``least_loaded`` and ``ewma`` and the ejection of instances that keep failing.
+        Arguments and errors are those of ``lookup``.
+        """
+        instance = self.lookup(name, **options)
+        with self._lend(instance):
+            yield instance
+
+    def report(self, instance: Instance, *, ok: bool, latency: float | None = None) -> None:
+        """Tell how a call to *instance* went, where ``borrow`` cannot see it.
+
+        Three failures in a row take an instance out of lookups for some seconds, unless more than half of
+        its service would be out: then all are used.
+
+        Args:
+            latency: seconds that it took.
+        """
+        tally = self._tally(instance.service)
+        with tally.lock:
+            if tally.stats.report(instance, ok=ok, latency=latency):
+                self._refresh(tally)
+
+    def call(
+        self,
+        name: str,
+        fn: Callable[[Instance], _T],
+        /,
+        *,
+        attempts: int = 3,
+        retry_on: tuple[type[Exception], ...] = (ConnectionError,),
+        **options: Unpack[Options],
+    ) -> _T:
+        """Return ``fn(instance)``; when that cannot connect, try again with another instance.
+
+        Args:
+            fn: what to do with an instance. It may run more than once: pass exceptions in *retry_on* that
+                leave no doubt that nothing was done, or make it something that may be done twice.
+            attempts: how many instances to try at most.
+            retry_on: exceptions of *fn* after which another instance is tried. How often is limited to a
+                fifth of all calls (and one a second), so that an overload does not feed itself.
+            options: those of ``lookup``.
+
+        Raises:
+            Exception: what *fn* raised last; its note says which instances were tried.
+            LookupFailed, RegistryUnavailable, RegistryError: as ``lookup``, before anything was tried.
+        """
+        trial = _Trial(self, name, attempts, options)
+        while True:
+            try:
+                instance = self.lookup(name, **trial.options)
+            except LookupFailed as exc:
+                trial.nobody_left(exc)
+                raise
+            try:
+                with self._lend(instance):
+                    return fn(instance)
+            except retry_on as exc:
+                if not trial.again(instance, exc):
+                    raise
 
     def watch(
         self, name: str, /, *, tags: Sequence[str] = _NO_TAGS, dc: str | None = None, healthy: bool = True
@@ -211,9 +333,7 @@ class Client:
         self, *, dc: str | None = None, timeout: float | None = None
     ) -> Mapping[ServiceName, tuple[str, ...]]:
         """Return all service names with their tags."""
-        timeout = self.config.timeout if timeout is None else timeout
-        known = self._running_engine().fetch(NamesQuery(dc or self.config.dc), timeout)
-        return cast("Mapping[ServiceName, tuple[str, ...]]", known.value)
+        return self._run(self._names(dc), timeout)
 
     @property
     def where(self) -> str:
@@ -227,6 +347,7 @@ class Client:
             backend, self._backend = self._backend, self._given_backend
             self._services.clear()
             self._warm.clear()
+            self._tallies.clear()
         for heartbeat in list(self._heartbeats):
             heartbeat.close()
         if engine is not None:
@@ -240,67 +361,73 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # --- the slow path: the first lookup of a name, filters, failures
+    # --- decisions; see _Steps
 
-    def _pick(
+    def _wish(
         self,
-        name: str,
         tags: Sequence[str],
         meta: Mapping[str, str] | None,
         dc: str | None,
+        near: str | None,
+        zone: str | None,
+        failover: Sequence[str],
+        strategy: str | balance.Strategy | None,
+        key: str | None,
         exclude: Collection[Instance],
-        timeout: float | None,
-    ) -> Instance:
-        service = self._service(name, dc, timeout)
-        live = service.live
-        if tags or meta or exclude:
-            live = tuple(i for i in live if i not in exclude and _matches(i, tags, meta))
-        if not live:
-            raise self._nothing(service, tags, meta, exclude)
-        cursor = service.cursor((tuple(tags), tuple(sorted((meta or {}).items()))))
-        return live[next(cursor) % len(live)]
+    ) -> _Wish:
+        if strategy is None:
+            strategy = "first" if near else "ring_hash" if key is not None else self.config.strategy
+        return _Wish(
+            tuple(tags),
+            tuple(sorted(meta.items())) if meta else (),
+            zone or self.config.zone,
+            (dc, *(failover or self.config.failover)),
+            near,
+            strategy,
+            key,
+            exclude,
+        )
 
-    def _service(self, name: str, dc: str | None, timeout: float | None) -> _Service:
-        key = (fold(name), dc or self.config.dc)
+    def _choose(self, name: str, wish: _Wish) -> _Steps[Instance]:
+        asked: list[_Service] = []
+        failure: RegistryUnavailable | RegistryError | None = None
+        for dc in wish.dcs:
+            try:
+                service = yield from self._service(name, dc, wish.near)
+            except (RegistryUnavailable, RegistryError) as exc:
+                failure = failure or exc
+                continue
+            self._expire(service.tally)
+            instance = service.pick(wish)
+            if instance is not None:
+                return instance
+            asked.append(service)
+        if failure is not None:
+            raise failure
+        raise (yield from self._nothing(asked, wish))
+
+    def _service(self, name: str, dc: str | None, near: str | None = None) -> _Steps[_Service]:
+        key = (fold(name), dc or self.config.dc, near)
         service = self._services.get(key)
         if service is None or service.asleep or not service.known:
-            deadline = time.monotonic() + (self.config.timeout if timeout is None else timeout)
             service = self._follow(key, service_name(name))
-            self._running_engine().fetch(service.query, max(deadline - time.monotonic(), 0.05))
+            yield service.query
             service.asleep = False
         service.was_used = True
-        if dc is None:
+        if dc is None and near is None:
             self._warm[name] = service
         return service
 
-    def _follow(self, key: tuple[str, str | None], name: ServiceName) -> _Service:
-        engine = self._running_engine()
-        with self._lock:
-            service = self._services.get(key)
-            if service is None:
-                service = self._services[key] = _Service(ServiceQuery(name, key[1]))
-                dropped = functools.partial(self._dropped, key, service)
-                engine.subscribe(service.query, service.changed, used=service.used, dropped=dropped)
-        return service
+    def _names(self, dc: str | None) -> _Steps[Mapping[ServiceName, tuple[str, ...]]]:
+        known = yield NamesQuery(dc or self.config.dc)
+        return cast("Mapping[ServiceName, tuple[str, ...]]", known.value)
 
-    def _dropped(self, key: tuple[str, str | None], service: _Service) -> None:
-        with self._lock:
-            if self._services.get(key) is service:
-                del self._services[key]
-            for spelling in [spelling for spelling, other in self._warm.items() if other is service]:
-                del self._warm[spelling]
-
-    def _nothing(
-        self,
-        service: _Service,
-        tags: Sequence[str],
-        meta: Mapping[str, str] | None,
-        exclude: Collection[Instance],
-    ) -> DiscoveryError:
-        name = service.query.name
-        if not service.snapshot:
+    def _nothing(self, asked: Sequence[_Service], wish: _Wish) -> _Steps[DiscoveryError]:
+        name = asked[0].query.name
+        everyone = [instance for service in asked for instance in service.snapshot]
+        if not everyone:
             try:
-                known: Mapping[ServiceName, Any] = self.names(dc=service.query.dc)
+                known: Mapping[ServiceName, Any] = yield from self._names(asked[0].query.dc)
             except DiscoveryError:
                 known = {}
             close = close_names(name, known)
@@ -308,12 +435,71 @@ class Client:
             return ServiceNotFound(
                 f"no service is called {name!r} in the catalogue of {self.where}{hint}", close=close
             )
-        failing = [reason for i in service.snapshot if (reason := _why_not(i, tags, meta, exclude))]
+        failing = [reason for instance in everyone if (reason := wish.why_not(instance))]
         return NoHealthyInstances(
-            f"none of the {len(service.snapshot)} instances of {name!r} can be used: {'; '.join(failing[:5])}"
+            f"none of the {len(everyone)} instances of {name!r} can be used: {'; '.join(failing[:5])}"
             + ("; ..." if len(failing) > 5 else ""),
             failing=failing,
         )
+
+    # --- carrying them out
+
+    def _run(self, steps: _Steps[_T], timeout: float | None) -> _T:
+        """Carry *steps* out, waiting for answers in this thread, *timeout* seconds in all."""
+        engine = self._running_engine()  # before the clock starts: the first one loads the libraries
+        deadline = time.monotonic() + (self.config.timeout if timeout is None else timeout)
+        try:
+            query = next(steps)
+            while True:
+                try:
+                    known = engine.fetch(query, max(deadline - time.monotonic(), 0.05))
+                except DiscoveryError as exc:
+                    query = steps.throw(exc)
+                else:
+                    query = steps.send(known)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+
+    def _follow(self, key: _Key, name: ServiceName) -> _Service:
+        engine = self._running_engine()
+        with self._lock:
+            service = self._services.get(key)
+            if service is None:
+                query = ServiceQuery(name, key[1], key[2])
+                service = self._services[key] = _Service(query, self._tally(name), self.config)
+                with service.tally.lock:
+                    service.tally.services.append(service)
+                dropped = functools.partial(self._dropped, key, service)
+                engine.subscribe(service.query, service.changed, used=service.used, dropped=dropped)
+        return service
+
+    def _dropped(self, key: _Key, service: _Service) -> None:
+        with self._lock:
+            if self._services.get(key) is service:
+                del self._services[key]
+                with service.tally.lock:
+                    service.tally.services.remove(service)
+            for spelling in [spelling for spelling, other in self._warm.items() if other is service]:
+                del self._warm[spelling]
+
+    def _lend(self, instance: Instance) -> _Loan:
+        return _Loan(self, self._tally(instance.service), instance)
+
+    def _tally(self, name: str) -> _Tally:
+        tally = self._tallies.get(fold(name))
+        # setdefault: two threads that meet here get the same one
+        return tally or self._tallies.setdefault(fold(name), _Tally())
+
+    def _expire(self, tally: _Tally) -> None:
+        if tally.stats.ejected:
+            with tally.lock:
+                if tally.stats.expire():
+                    self._refresh(tally)
+
+    def _refresh(self, tally: _Tally) -> None:
+        for service in tally.services:
+            service.refresh()
 
     def _running_engine(self) -> Engine:
         engine = self._engine
@@ -329,44 +515,208 @@ class Client:
     def _after_fork(self) -> None:
         self._lock = threading.RLock()
         self._warm.clear()
+        for tally in self._tallies.values():
+            tally.after_fork()
         for service in self._services.values():
             service.asleep = True
+
+
+_Key = tuple[str, str | None, str | None]
+"""Of a service: its name folded, the data centre, and the node it is ordered by distance from."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a lookup asks for."""
+
+    tags: tuple[str, ...]
+    meta: tuple[tuple[str, str], ...]
+    zone: str | None
+    dcs: tuple[str | None, ...]
+    near: str | None
+    strategy: str | balance.Strategy
+    key: str | None
+    exclude: Collection[Instance]
+
+    def matches(self, instance: Instance) -> bool:
+        return _matches(instance, self.tags, dict(self.meta))
+
+    def why_not(self, instance: Instance) -> str | None:
+        """Return why *instance* cannot be returned, as ``<id> <reason>``."""
+        if not _usable(instance):
+            return f"{instance.id} fails {_failing_check(instance)}"
+        if not self.matches(instance):
+            return f"{instance.id} has tags {list(instance.tags)} and meta {dict(instance.meta)}"
+        if instance in self.exclude:
+            return f"{instance.id} is excluded"
+        return None
+
+
+class _Tally:
+    """What calls have told about one service, in whichever data centre, and how often it may be retried."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.services: list[_Service] = []
+        self.stats = balance.Stats(time.monotonic)
+        self.budget = balance.RetryBudget(time.monotonic)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.stats.nothing_under_way()  # the calls of the parent's other threads do not end here
+
+
+class _View:
+    """The instances that match one filter, and the strategies that have begun on them."""
+
+    __slots__ = ("matching", "strategies", "usable")
+
+    def __init__(self) -> None:
+        self.matching: tuple[Instance, ...] | None = None
+        self.usable: Sequence[Instance] = ()
+        self.strategies: dict[str, balance.Strategy] = {}
 
 
 class _Service:
     """What the client keeps of one name: ready to pick from, rebuilt in the watching thread."""
 
-    def __init__(self, query: ServiceQuery) -> None:
+    def __init__(self, query: ServiceQuery, tally: _Tally, config: Config) -> None:
         self.query = query
+        self.tally = tally
         self.known = False
         self.asleep = False
         """Its watch stayed behind in the parent process; the next lookup starts one here."""
         self.was_used = True
-        self.live: tuple[Instance, ...] = ()
+        self.live: Sequence[Instance] = ()
+        """What the warm path takes turns on; empty where it takes more than a turn."""
+        self.next: Callable[[], int] = itertools.count(random.randrange(1 << 16)).__next__
         self.snapshot = self.healthy = Snapshot(query.name)
-        self.next: Callable[[], int] = self._counter().__next__
-        self._cursors: dict[object, Iterator[int]] = {}
+        self._config = config
+        self._views: dict[object, _View] = {}
 
     def changed(self, known: Known) -> None:
         if known.value is None:
             return
-        self.snapshot = snapshot_of(known, self.snapshot)
-        self.healthy = self.snapshot.only(_usable)
-        self.live = self.healthy.instances
+        snapshot = snapshot_of(known, self.snapshot)
+        healthy = snapshot.only(_usable)
+        with self.tally.lock:
+            self.snapshot, self.healthy = snapshot, healthy
+            self.tally.stats.keep({i for service in self.tally.services for i in service.snapshot})
+            self.refresh()
         self.known = True
+
+    def refresh(self) -> None:
+        """Make ``live`` and the views anew, after a change or an ejection. The tally's lock is held."""
+        for view in list(self._views.values()):
+            view.matching = None
+        if self._config.strategy != "round_robin" or self.tally.stats.ejected:
+            self.live = ()
+        else:
+            self.live = _preferred(self.healthy.instances, self._config.zone)
 
     def used(self) -> bool:
         used, self.was_used = self.was_used, False
         return used
 
-    def cursor(self, key: object) -> Iterator[int]:
-        if len(self._cursors) >= _CURSORS:
-            self._cursors.clear()
-        return self._cursors.setdefault(key, self._counter())
+    def pick(self, wish: _Wish) -> Instance | None:
+        """Return the instance for *wish*, or None when there is none."""
+        view = self._view(wish)
+        live = view.usable
+        if wish.exclude:
+            # One that is ejected is still better than none.
+            live = [i for i in live if i not in wish.exclude] or [
+                i for i in view.matching or () if i not in wish.exclude
+            ]
+        if not live:
+            return None
+        strategy = wish.strategy
+        if isinstance(strategy, str):
+            known = view.strategies.get(strategy)
+            # setdefault: the turns of two threads that meet here count together
+            strategy = known or view.strategies.setdefault(
+                strategy, balance.strategy(strategy, random.randrange)
+            )
+        return strategy.pick(live, self.tally.stats, wish.key)
 
-    @staticmethod
-    def _counter() -> itertools.count[int]:
-        return itertools.count(random.randrange(1 << 16))
+    def _view(self, wish: _Wish) -> _View:
+        key = (wish.tags, wish.meta, wish.zone)
+        view = self._views.get(key)
+        if view is None:
+            with self.tally.lock:
+                if len(self._views) >= _VIEWS:
+                    self._views.clear()
+                view = self._views.setdefault(key, _View())
+        if view.matching is None:
+            with self.tally.lock:
+                healthy = self.healthy.instances
+                matching = tuple(filter(wish.matches, healthy)) if wish.tags or wish.meta else healthy
+                matching = _preferred(matching, wish.zone)
+                view.usable = self.tally.stats.usable(matching)
+                view.matching = matching
+        return view
+
+
+class _Loan:
+    """One call to an instance: counted while it lasts, judged by how it ends."""
+
+    __slots__ = ("_began_at", "_client", "_instance", "_tally")
+
+    def __init__(self, client: Client, tally: _Tally, instance: Instance) -> None:
+        self._client = client
+        self._tally = tally
+        self._instance = instance
+        self._began_at = 0.0
+
+    def __enter__(self) -> Instance:
+        with self._tally.lock:
+            self._tally.stats.begin(self._instance)
+        self._began_at = time.monotonic()
+        return self._instance
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._tally.lock:
+            self._tally.stats.end(self._instance)
+        # A cancelled call or an interrupted program says nothing about the instance.
+        if kind is None or issubclass(kind, Exception):
+            latency = time.monotonic() - self._began_at
+            self._client.report(self._instance, ok=kind is None, latency=latency)
+
+
+class _Trial:
+    """One ``call``: which instances were tried, and whether another one may be."""
+
+    def __init__(self, client: Client, name: str, attempts: int, options: Options) -> None:
+        self._left = attempts
+        self._tally = client._tally(name)
+        self._given = tuple(options.get("exclude", ()))
+        self._tried: list[Instance] = []
+        self._last: Exception | None = None
+        self.options: Options = options
+        with self._tally.lock:
+            self._tally.budget.deposit()
+
+    def again(self, instance: Instance, exc: Exception) -> bool:
+        """Say whether to try another instance, after *exc* from this one."""
+        self._tried.append(instance)
+        self._last = exc
+        self._left -= 1
+        if self._left <= 0:
+            return self._over(exc, f"{len(self._tried)} attempts were allowed")
+        with self._tally.lock:
+            if not self._tally.budget.withdraw():
+                return self._over(exc, "the retry budget is spent: a fifth of all calls, and one a second")
+        self.options = {**self.options, "exclude": (*self._given, *self._tried)}
+        return True
+
+    def nobody_left(self, exc: LookupFailed) -> None:
+        """No instance is left to try: raise the failure of the last one, if any was tried."""
+        if self._last is not None:
+            self._over(self._last, "there is no other instance")
+            raise self._last from None
+
+    def _over(self, exc: Exception, reason: str) -> bool:
+        exc.add_note(f"tried {', '.join(map(str, self._tried))}; {reason}")
+        return False
 
 
 class Watch:
@@ -494,19 +844,17 @@ def _matches(instance: Instance, tags: Sequence[str], meta: Mapping[str, str] | 
     return not meta or all(entry.meta.get(key) == value for key, value in meta.items())
 
 
-def _why_not(
-    instance: Instance, tags: Sequence[str], meta: Mapping[str, str] | None, exclude: Collection[Instance]
-) -> str | None:
-    """Return why *instance* cannot be returned, as ``<id> <reason>``."""
-    if not _usable(instance):
-        failing = next(check for check in instance.entry.checks if check.status == "critical")
-        detail = f": {failing.output.strip().splitlines()[0][:80]}" if failing.output.strip() else ""
-        return f"{instance.id} fails check {failing.name or failing.id!r}{detail}"
-    if not _matches(instance, tags, meta):
-        return f"{instance.id} has tags {list(instance.tags)} and meta {dict(instance.meta)}"
-    if instance in exclude:
-        return f"{instance.id} is excluded"
-    return None
+def _failing_check(instance: Instance) -> str:
+    failing = next(check for check in instance.entry.checks if check.status == "critical")
+    detail = f": {failing.output.strip().splitlines()[0][:80]}" if failing.output.strip() else ""
+    return f"check {failing.name or failing.id!r}{detail}"
+
+
+def _preferred(instances: tuple[Instance, ...], zone: str | None) -> tuple[Instance, ...]:
+    """Return those of the *zone* when there are any, else all."""
+    if zone is None:
+        return instances
+    return tuple(i for i in instances if i.zone == zone) or instances
 
 
 # --- the default client ------------------------------------------------------------------------------
@@ -516,7 +864,8 @@ _default: Client | None = None
 _default_lock = threading.Lock()
 
 
-def _default_client() -> Client:
+def default_client() -> Client:
+    """Return the client behind the module functions, which is created on first use."""
     global _default
     with _default_lock:
         if _default is None:
@@ -540,25 +889,29 @@ if TYPE_CHECKING:
     # For type checkers the functions are the methods, so that there is one signature of each.
     _typed = Client()
     lookup, lookup_all, watch = _typed.lookup, _typed.lookup_all, _typed.watch
-    wait_for, register = _typed.wait_for, _typed.register
+    wait_for, call, register = _typed.wait_for, _typed.call, _typed.register
 else:
 
     def lookup(name, /, **options):
         """As ``Client.lookup``, on the default client."""
-        return (_default or _default_client()).lookup(name, **options)
+        return (_default or default_client()).lookup(name, **options)
 
     def lookup_all(name, /, **options):
         """As ``Client.lookup_all``, on the default client."""
-        return (_default or _default_client()).lookup_all(name, **options)
+        return (_default or default_client()).lookup_all(name, **options)
 
     def watch(name, /, **options):
         """As ``Client.watch``, on the default client."""
-        return (_default or _default_client()).watch(name, **options)
+        return (_default or default_client()).watch(name, **options)
 
     def wait_for(name, /, **options):
         """As ``Client.wait_for``, on the default client."""
-        return (_default or _default_client()).wait_for(name, **options)
+        return (_default or default_client()).wait_for(name, **options)
+
+    def call(name, fn, /, **options):
+        """As ``Client.call``, on the default client."""
+        return (_default or default_client()).call(name, fn, **options)
 
     def register(name, /, **options):
         """As ``Client.register``, on the default client."""
-        return (_default or _default_client()).register(name, **options)
+        return (_default or default_client()).register(name, **options)

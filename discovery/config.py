@@ -10,17 +10,26 @@ Laws:
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from discovery.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from discovery.balance import Strategy
 
 __all__ = ["Config", "ConsulConfig"]
 
 DEFAULT_PORT: Final = 8500
+_PORTS: Final = {"http": 80, "https": 443, "consul": DEFAULT_PORT, "consul-tls": DEFAULT_PORT}
+"""Where the address names none: what a URL means by that, and what ``host`` alone or ``consul://`` does."""
+_LONGEST: Final = {"timeout": 86400.0, "wait": 600.0, "idle": math.inf}
+"""Seconds. Consul holds a read for at most 600; a socket's timer overflows after 24 days."""
 _TRUE: Final = frozenset({"1", "t", "true"})
 _FALSE: Final = frozenset({"0", "f", "false"})
 
@@ -43,7 +52,7 @@ class ConsulConfig:
     tls_server_name: str | None = None
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
-    """Read anew for each connection, and beats ``token``: tokens are rotated by replacing the file."""
+    """Read anew for each request, and beats ``token``: tokens are rotated by replacing the file."""
     auth: str | None = field(default=None, repr=False)
     """``user:password`` for HTTP basic authentication."""
     namespace: str | None = None
@@ -93,6 +102,7 @@ class ConsulConfig:
         Raises:
             ConfigurationError: naming *address* and *origin*.
         """
+        address = address.strip()
         wrong = f"cannot use the Consul address {address!r} from {origin}"
         if "://" not in address:
             address = f"consul://{address}"
@@ -102,23 +112,32 @@ class ConsulConfig:
         except ValueError as exc:
             raise ConfigurationError(f"{wrong}: {exc}; write host:port, for example 127.0.0.1:8500") from exc
         if parts.scheme in ("unix", "consul-unix"):
-            path = unquote(parts.netloc + parts.path)
+            path = address.partition("://")[2]
             if not path:
                 raise ConfigurationError(f"{wrong}: the path is missing, write unix:///run/consul.sock")
             return replace(self, socket_path=path, explicit=True)
-        if parts.scheme not in ("http", "https", "consul", "consul-tls"):
+        if parts.scheme not in _PORTS:
             raise ConfigurationError(
                 f"{wrong}: unknown scheme {parts.scheme!r}; "
                 "use http, https, unix, consul, consul-tls or consul-unix"
             )
-        if not host and parts.netloc:
+        if "@" in parts.netloc:  # not in the message: there may be a password in it
+            raise ConfigurationError(
+                f"cannot use the Consul address from {origin}: it holds a user name; "
+                "write host:port, and user:password into CONSUL_HTTP_AUTH"
+            )
+        if not host:
             raise ConfigurationError(f"{wrong}: the host is missing, write host:port")
+        if port == 0:
+            raise ConfigurationError(f"{wrong}: nothing listens on port 0, write 1 to 65535")
+        if beyond := address.partition("://")[2].removeprefix(parts.netloc).strip("/"):
+            raise ConfigurationError(f"{wrong}: Consul has no use for {beyond!r}, write host:port alone")
         # A plain http:// never undoes CONSUL_HTTP_SSL=true: whoever set that wants no plain text.
         tls = self.tls or parts.scheme in ("https", "consul-tls")
         return replace(
             self,
-            host=host or "127.0.0.1",
-            port=port or DEFAULT_PORT,
+            host=host,
+            port=port or _PORTS[parts.scheme],
             socket_path=None,
             tls=tls,
             explicit=True,
@@ -132,28 +151,27 @@ class Config:
     consul: ConsulConfig = ConsulConfig()
     dc: str | None = None
     """Data centre that lookups ask; None is the agent's own."""
+    failover: tuple[str, ...] = ()
+    """Data centres that are asked in turn when that one has no instance that may be used."""
+    zone: str | None = None
+    """Instances of this zone are preferred, and those of others used when it has none."""
+    strategy: str | Strategy = "round_robin"
+    """Which of several instances: a name from ``discovery.balance.STRATEGIES``, or an object."""
     timeout: float = 1.0
     """What a lookup may take in all when it has to wait for a first answer."""
     wait: float = 55.0
     """How long the registry may hold a blocking read. Under a minute, because proxies and NAT tables
     between here and there commonly forget connections idle for longer."""
     max_watches: int = 64
-    """Names followed by a blocking read each. Consul accepts 200 connections per client address, and
-    several processes share that: names beyond are read anew when asked for, at most once a second."""
+    """Questions followed by a blocking read each. Consul accepts 200 connections per client address, and
+    several processes share that: questions beyond are asked again once a second instead."""
     idle: float = 600.0
     """A name not asked for in this time is no longer followed."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "wait", "idle"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise ConfigurationError(f"{name}={value!r} is not possible: give seconds above 0")
-        if self.wait > 600:
-            raise ConfigurationError(
-                f"wait={self.wait!r} is not possible: Consul holds a read for at most 600 s"
-            )
-        if self.max_watches < 1:
-            raise ConfigurationError(f"max_watches={self.max_watches!r} is not possible: give at least 1")
+        for name in _LONGEST:
+            _check_seconds(name, getattr(self, name), f"{name}={getattr(self, name)!r}")
+        _check_watches(self.max_watches, f"max_watches={self.max_watches!r}")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Config:
@@ -164,13 +182,16 @@ class Config:
         """
         env = os.environ if env is None else env
         settings: dict[str, Any] = {"consul": ConsulConfig.from_env(env)}
-        if dc := env.get("DISCOVERY_DC"):
-            settings["dc"] = dc
-        for name in ("timeout", "wait", "idle"):
+        for name in ("dc", "zone", "strategy"):
             if raw := env.get(f"DISCOVERY_{name.upper()}"):
-                settings[name] = _seconds(raw, f"DISCOVERY_{name.upper()}")
-        if raw := env.get("DISCOVERY_MAX_WATCHES"):
-            settings["max_watches"] = _whole(raw, "DISCOVERY_MAX_WATCHES")
+                settings[name] = raw
+        if raw := env.get("DISCOVERY_FAILOVER"):
+            settings["failover"] = tuple(filter(None, re.split(r"[,\s]+", raw)))
+        for name in _LONGEST:
+            if raw := env.get(variable := f"DISCOVERY_{name.upper()}"):
+                settings[name] = _check_seconds(name, _number(float, raw), f"{variable}={raw!r}")
+        if raw := env.get(variable := "DISCOVERY_MAX_WATCHES"):
+            settings["max_watches"] = _check_watches(_number(int, raw), f"{variable}={raw!r}")
         settings.update(overrides)
         try:
             return cls(**settings)
@@ -190,17 +211,23 @@ def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
     raise ConfigurationError(f"{name}={raw!r} is neither true nor false; write true or false")
 
 
-def _seconds(raw: str, origin: str) -> float:
+def _number(kind: type[int] | type[float], raw: str) -> object:
+    """Read *raw* as a number; what is none comes back as it is, for the check that follows to refuse."""
     try:
-        return float(raw)
+        return kind(raw)
     except ValueError:
-        raise ConfigurationError(
-            f"{origin}={raw!r} is not a number of seconds, write for example 1.5"
-        ) from None
+        return raw
 
 
-def _whole(raw: str, origin: str) -> int:
-    try:
-        return int(raw)
-    except ValueError:
-        raise ConfigurationError(f"{origin}={raw!r} is not a whole number, write for example 64") from None
+def _check_seconds(name: str, value: object, said: str) -> float:
+    longest = _LONGEST[name]
+    if isinstance(value, (int, float)) and 0 < value <= longest:
+        return value
+    limit = "" if longest == math.inf else f" and at most {longest:g}"
+    raise ConfigurationError(f"{said} is not possible: give seconds above 0{limit}, for example 1.5")
+
+
+def _check_watches(value: object, said: str) -> int:
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise ConfigurationError(f"{said} is not possible: give a whole number of at least 1, for example 64")

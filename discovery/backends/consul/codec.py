@@ -12,11 +12,9 @@ Laws:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from sys import intern
-from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -32,6 +30,7 @@ from discovery.model import (
     Address,
     Check,
     CheckID,
+    FrozenDict,
     HealthCheck,
     NamesQuery,
     Node,
@@ -57,10 +56,8 @@ __all__ = [
     "registration_to_json",
 ]
 
-_EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+_EMPTY: Final[Mapping[str, Any]] = FrozenDict()
 _STATUSES: Final[Mapping[str, Status]] = {"passing": "passing", "warning": "warning", "critical": "critical"}
-_DURATION_PART: Final = re.compile(r"([0-9.]+)(h|ms|us|µs|ns|m|s)")
-_UNIT_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +90,7 @@ def query_request(query: Query, *, index: int = 0, wait: float = 0.0) -> Request
     Reads are in ``stale`` mode (Consul: "Consistency Modes"): any server may answer. Through an election
     they go on being answered, where the default mode fails them all.
     """
+    near = query.near if isinstance(query, ServiceQuery) else None
     match query:
         case ServiceQuery(name=name):
             path = f"health/service/{path_segment(name)}"
@@ -103,7 +101,7 @@ def query_request(query: Query, *, index: int = 0, wait: float = 0.0) -> Request
         case NodeServicesQuery(node=node):
             path = f"catalog/node/{path_segment(node)}"
     blocking = {"index": str(index), "wait": duration_to_text(wait)} if index else {}
-    return request("GET", path, dc=query.dc, stale="", **blocking)
+    return request("GET", path, dc=query.dc, near=near, stale="", **blocking)
 
 
 def query_value(query: Query, raw: Any) -> Any:
@@ -117,7 +115,7 @@ def query_value(query: Query, raw: Any) -> Any:
         case ServiceQuery():
             return tuple(_entry(row["Node"], row["Service"], row.get("Checks") or (), share) for row in raw)
         case NamesQuery():
-            return {ServiceName(intern(name)): tuple(tags or ()) for name, tags in raw.items()}
+            return FrozenDict({ServiceName(intern(name)): share.tags(tags) for name, tags in raw.items()})
         case NodesQuery():
             return tuple(share.node(row) for row in raw)
         case NodeServicesQuery():
@@ -152,7 +150,7 @@ class _Share:
     def map(self, raw: Mapping[str, str] | None) -> Mapping[str, str]:
         if not raw:
             return _EMPTY
-        return self._maps.setdefault(tuple(raw.items()), MappingProxyType(dict(raw)))
+        return self._maps.setdefault(tuple(raw.items()), FrozenDict(dict(raw)))
 
     def tags(self, raw: list[str] | None) -> tuple[str, ...]:
         if not raw:
@@ -183,7 +181,7 @@ def _tagged_addresses(raw: Mapping[str, Any]) -> Mapping[str, Address]:
     found = raw.get("TaggedAddresses")
     if not found:
         return _EMPTY
-    return MappingProxyType({key: Address(value["Address"], value["Port"]) for key, value in found.items()})
+    return FrozenDict({key: Address(value["Address"], value["Port"]) for key, value in found.items()})
 
 
 _WEIGHTS: Final = Weights()
@@ -193,7 +191,8 @@ def _weights(raw: Mapping[str, int] | None) -> Weights:
     if not raw or (raw.get("Passing") == 1 and raw.get("Warning") == 1):
         return _WEIGHTS
     # Passing 0 comes from catalogues written by hand; Consul's own DNS reads it as 1.
-    return Weights(passing=raw.get("Passing") or 1, warning=raw.get("Warning", 1))
+    warning = raw.get("Warning")
+    return Weights(passing=raw.get("Passing") or 1, warning=1 if warning is None else warning)
 
 
 def _health_check(raw: Mapping[str, Any]) -> HealthCheck:
@@ -242,18 +241,27 @@ def registration_from_json(raw: Mapping[str, Any]) -> Registration:
         port=raw.get("Port") or 0,
         address=raw.get("Address") or "",
         tags=tuple(raw.get("Tags") or ()),
-        meta=dict(raw.get("Meta") or {}),
+        meta=FrozenDict(raw.get("Meta") or {}),
         tagged_addresses=_tagged_addresses(raw),
         weights=_weights(raw.get("Weights")),
         enable_tag_override=bool(raw.get("EnableTagOverride")),
     )
 
 
+def duration_to_text(seconds: float) -> str:
+    """Write *seconds* (0 or more) as a Go duration in whole milliseconds: ``10s``, ``1500ms``.
+
+    What is above 0 stays so: Consul takes ``wait=0s`` for its default of five minutes.
+    """
+    milliseconds = max(round(seconds * 1000), 1) if seconds else 0
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
 # Attribute of Check -> key of Consul's check definition, and how the value is written.
 _CHECK_KEYS: Final[tuple[tuple[str, str, Callable[[Any], Any]], ...]] = (
     ("id", "CheckID", str),
     ("name", "Name", str),
-    ("ttl", "TTL", lambda value: duration_to_text(value)),
+    ("ttl", "TTL", duration_to_text),
     ("http", "HTTP", str),
     ("method", "Method", str),
     ("header", "Header", lambda value: {key: list(values) for key, values in value.items()}),
@@ -264,10 +272,10 @@ _CHECK_KEYS: Final[tuple[tuple[str, str, Callable[[Any], Any]], ...]] = (
     ("args", "Args", list),
     ("docker_container_id", "DockerContainerID", str),
     ("shell", "Shell", str),
-    ("interval", "Interval", lambda value: duration_to_text(value)),
-    ("timeout", "Timeout", lambda value: duration_to_text(value)),
+    ("interval", "Interval", duration_to_text),
+    ("timeout", "Timeout", duration_to_text),
     ("initial_status", "Status", str),
-    ("deregister_after", "DeregisterCriticalServiceAfter", lambda value: duration_to_text(value)),
+    ("deregister_after", "DeregisterCriticalServiceAfter", duration_to_text),
     ("tls_skip_verify", "TLSSkipVerify", bool),
     ("notes", "Notes", str),
 )
@@ -276,27 +284,6 @@ _CHECK_KEYS: Final[tuple[tuple[str, str, Callable[[Any], Any]], ...]] = (
 def check_to_json(check: Check) -> dict[str, Any]:
     """Return the definition of *check*; what is empty is left out."""
     return {key: write(value) for name, key, write in _CHECK_KEYS if (value := getattr(check, name))}
-
-
-# --- durations, as Go writes them --------------------------------------------------------------------
-
-
-def duration_to_text(seconds: float) -> str:
-    """Write *seconds* as a Go duration: ``10s``, ``1500ms``."""
-    milliseconds = round(seconds * 1000)
-    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
-
-
-def duration_from_text(text: str) -> float:
-    """Read a Go duration (``1m30s``, ``250ms``) as seconds.
-
-    Raises:
-        ValueError: *text* is not one; a number without a unit is not.
-    """
-    parts = _DURATION_PART.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is not a duration, write for example 10s, 1m30s or 250ms")
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
 
 
 # --- errors ------------------------------------------------------------------------------------------
