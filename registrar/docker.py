@@ -73,6 +73,23 @@ class Event:
     signal: int | None = None
     """With ``kill``: the signal that was sent."""
 
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Event | None:
+        """Read one element of ``/events``; None for one that is about no container."""
+        raw_actor = raw.get("Actor") or {}
+        attributes = raw_actor.get("Attributes") or {}
+        # A network's connect and disconnect name the container among their attributes.
+        container = raw_actor.get("ID") if raw.get("Type") == "container" else attributes.get("container")
+        if not container:
+            return None
+        raw_signal = attributes.get("signal")
+        return cls(
+            container=ContainerID(container),
+            action=raw.get("Action") or "",
+            at=int(raw.get("timeNano") or 0),
+            signal=None if raw_signal is None else signal_number(str(raw_signal)),
+        )
+
 
 class EventStream:
     """What happens from now on, until the engine goes away or ``close`` is called."""
@@ -85,7 +102,7 @@ class EventStream:
         """Yield events; ends when the stream does, for whatever reason."""
         try:
             for raw in self._stream:
-                if event := _event(raw):
+                if event := Event.from_json(raw):
                     yield event
         except _FAILURES:
             return  # the same as the end of the stream: whoever reads looks at the whole again
@@ -230,23 +247,6 @@ class Docker:
 def _default_socket() -> str:
     path = next((path for path in _SOCKETS if Path(path).exists()), _SOCKETS[0])
     return f"unix://{path}"
-
-
-def _event(raw: Mapping[str, Any]) -> Event | None:
-    """Read one event; None for those that are about no container."""
-    raw_actor = raw.get("Actor") or {}
-    attributes = raw_actor.get("Attributes") or {}
-    # A network's connect and disconnect name the container among their attributes.
-    container = raw_actor.get("ID") if raw.get("Type") == "container" else attributes.get("container")
-    if not container:
-        return None
-    raw_signal = attributes.get("signal")
-    return Event(
-        container=ContainerID(container),
-        action=raw.get("Action") or "",
-        at=int(raw.get("timeNano") or 0),
-        signal=signal_number(str(raw_signal)) if raw_signal is not None else None,
-    )
 
 
 def _seconds(raw: str) -> int:

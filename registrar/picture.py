@@ -10,7 +10,7 @@ Laws:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from discovery.model import Registration, ServiceID
 from registrar.containers import ContainerID
@@ -18,7 +18,10 @@ from registrar.desired import Desired
 from registrar.owner import Owner, container_of
 from registrar.plan import Plan, plan
 
-__all__ = ["Picture"]
+__all__ = ["Picture", "Row"]
+
+Row = tuple[ServiceID, Mapping[str, str], int]
+"""What is compared of a service in the catalogue: id, meta (which has the digest) and port."""
 
 
 class Picture:
@@ -98,18 +101,22 @@ class Picture:
         with self._lock:
             return {service_id: self._actual[service_id] for ids in self._ours.values() for service_id in ids}
 
-    def differs_from(self, seen: Iterable[tuple[ServiceID, Mapping[str, str], int]]) -> bool:
-        """Compare with what the catalogue says of this node: rows of id, meta and port.
+    def differs_from(self, rows: Iterable[Row], wanted: Collection[ServiceID] = ()) -> bool:
+        """Compare with what the catalogue says of this node.
 
-        Others' services count only where they have an id of ours.
+        Args:
+            rows: all of the node's services.
+            wanted: ids of somebody else's that a container of ours waits for. Nothing else of others
+                counts.
         """
         with self._lock:
             missing = {service_id for ids in self._ours.values() for service_id in ids}
-            for service_id, meta, port in seen:
-                mine = self._actual.get(service_id)
+            missing.update(service_id for service_id in wanted if service_id in self._actual)
+            for service_id, meta, port in rows:
                 if service_id in missing:
                     missing.discard(service_id)
-                    if mine is None or (mine.meta, mine.port) != (meta, port):
+                    known = self._actual[service_id]
+                    if (known.meta, known.port) != (meta, port):
                         return True
                 elif self._owner.signed(meta):
                     return True

@@ -110,6 +110,8 @@ class _Known:
     """As of the last pass."""
     told: set[str] = field(default_factory=set)
     """Problems and refusals that are in the log already."""
+    refused: frozenset[ServiceID] = frozenset()
+    """Ids that it wants and somebody else has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,6 @@ class Reconciler:
         self._kills: dict[ContainerID, _Kill] = {}
         self._sharing: dict[ContainerID, ContainerID] = {}
         """Container -> the one whose network it uses."""
-        self._waiting_for: dict[ServiceID, set[ContainerID]] = {}
-        """Ids that containers want and somebody else has."""
         self._denied: dict[ContainerID, None] = {}
         """Containers whose registration the registry refused, the longest waiting first."""
         self._events: Events | None = None
@@ -227,6 +227,10 @@ class Reconciler:
     def look(self) -> None:
         """Have everything looked at now."""
         self._queue.survey()
+
+    def idle(self) -> bool:
+        """True when there is nothing to do now."""
+        return self._queue.idle()
 
     def _keep_time(self) -> None:
         """Call for resyncs and for new attempts at what was refused, until ``stop``."""
@@ -365,7 +369,9 @@ class Reconciler:
             # Consul: "Blocking Queries": an index that goes back means that the count began anew.
             index = max(1, reply.index) if reply.index >= index else 0
             rows = [(entry.id, entry.meta, entry.port) for entry in reply.value]
-            if rows == surveyed or not self._picture.differs_from(rows):
+            with self._lock:
+                wanted = frozenset().union(*(known.refused for known in self._containers.values()))
+            if rows == surveyed or not self._picture.differs_from(rows, wanted):
                 doubted_since = None
             elif doubted_since is None:
                 doubted_since = self._clock()
@@ -501,8 +507,7 @@ class Reconciler:
             self._sharing.pop(container_id, None)
             if container.network_of:
                 self._sharing[container_id] = container.network_of
-            for refusal in plan.refusals:
-                self._waiting_for.setdefault(refusal.registration.id, set()).add(container_id)
+            known.refused = frozenset(refusal.registration.id for refusal in plan.refusals)
         if desired is not None:
             for fault in (*desired.problems, *(f"not registered: {refusal}" for refusal in plan.refusals)):
                 self._once(known, logging.WARNING, str(fault))
@@ -530,10 +535,7 @@ class Reconciler:
             if self._accepted(lambda: self._backend.deregister(service_id), service_id, known):  # noqa: B023
                 self._picture.deregistered(service_id)
                 log.info("deregistered %s (%s)", service_id, why)
-                with self._lock:
-                    waiting = self._waiting_for.pop(service_id, set())
-                for container in waiting:
-                    self._queue.add(container)
+                self._wake_those_who_want(service_id)
             else:
                 refused = True
         return refused
@@ -547,6 +549,12 @@ class Reconciler:
             self._once(known, logging.ERROR, f"the registry refuses {service_id}: {exc}")
             return False
         return True
+
+    def _wake_those_who_want(self, service_id: ServiceID) -> None:
+        with self._lock:
+            waiting = [key for key, known in self._containers.items() if service_id in known.refused]
+        for container in waiting:
+            self._queue.add(container)
 
     def _stopping_reason(self, container: Container) -> str:
         """Say which signal is ending *container*, or return ``""``. The caller holds the lock.

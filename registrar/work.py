@@ -62,10 +62,12 @@ class WorkQueue:
             self._survey_due = due if self._survey_due is None else min(due, self._survey_due)
             self._changed.notify_all()
 
-    def waits(self, container: ContainerID) -> bool:
-        """True while *container* is to be looked at, perhaps later."""
+    def idle(self) -> bool:
+        """True when nothing is under way and nothing is due."""
         with self._changed:
-            return container in self._due
+            now = self._clock()
+            due = any(when <= now for when in self._due.values())
+            return not (self._running or self._surveying or self._survey_due is not None or due)
 
     def open_gate(self, is_open: bool) -> None:
         """Hand out work, or stop doing so; what is under way goes on."""

@@ -1,0 +1,456 @@
+"""What is registered for a container. Numbers in test names are Registrator's issues."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from discovery.model import Address, Check
+from registrar.desired import Rules, desire
+from registrar.owner import META_CONTAINER, META_OWNER, META_SPEC
+from tests.registrar.build import (
+    HOST,
+    OWNER,
+    PUBLISHED,
+    container,
+    container_id,
+    decided,
+    decision,
+    registered,
+)
+
+INTERNAL = Rules(internal=True)
+TWO_PORTS = {"80/tcp": [("0.0.0.0", 32768)], "443/tcp": [("0.0.0.0", 32769)]}
+
+
+def summary(desired: Any) -> dict[str, tuple[str, str, int]]:
+    """Port -> (name, address, port) of what is registered."""
+    return {
+        str(one.port): (one.registration.name, one.registration.address, one.registration.port)
+        for one in desired.decisions
+        if one.registration
+    }
+
+
+def reason(rules: Rules | None = None, port: str = "80/tcp", **options: Any) -> str:
+    """Why a port, which must not be registered, is not."""
+    made = decision(rules, port, **options)
+    assert made.registration is None
+    return made.reason
+
+
+def problems(rules: Rules | None = None, **options: Any) -> list[str]:
+    return [str(problem) for problem in decided(rules, **options).problems]
+
+
+# --- the walkthrough -----------------------------------------------------------------------------------
+
+
+def test_the_walkthrough() -> None:
+    registration = registered(
+        name="service1",
+        port="5000/tcp",
+        image="python-micro-service",
+        publish={"5000/tcp": [("0.0.0.0", 32768)]},
+    )
+    assert registration.id == "host-1:service1:5000"
+    assert registration.name == "python-micro-service"
+    assert registration.address == ""
+    assert registration.port == 32768
+    assert registration.tags == ()
+    assert registration.checks == ()
+    assert dict(registration.meta) == {
+        META_OWNER: "host-1/ENGN:0000:00",
+        META_CONTAINER: container_id("service1"),
+        META_SPEC: registration.meta[META_SPEC],
+    }
+    assert re.fullmatch("[0-9a-f]{16}", registration.meta[META_SPEC])
+
+
+# --- names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("nginx", "nginx"),
+        ("nginx:1.25", "nginx"),
+        ("library/nginx", "nginx"),
+        ("registry:5000/team/web:1.2", "web"),
+        ("registry:5000/web", "web"),
+        ("web@sha256:" + "a" * 64, "web"),
+        ("team/web:1@sha256:" + "a" * 64, "web"),
+        ("sha256:" + "a" * 64, "box"),
+        ("a" * 64, "box"),
+        ("", "box"),
+    ],
+)
+def test_the_name_is_the_last_part_of_the_images(image: str, name: str) -> None:
+    assert registered(name="box", image=image, publish=PUBLISHED).name == name
+
+
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        ({}, {"80/tcp": "nginx-80", "443/tcp": "nginx-443"}),
+        ({"SERVICE_NAME": "web"}, {"80/tcp": "web-80", "443/tcp": "web-443"}),
+        ({"SERVICE_80_NAME": "web"}, {"80/tcp": "web", "443/tcp": "nginx-443"}),
+        ({"SERVICE_80_NAME": ""}, {"80/tcp": "nginx", "443/tcp": "nginx-443"}),
+        ({"SERVICE_70-90_NAME": "web"}, {"80/tcp": "web-80", "443/tcp": "nginx-443"}),
+        # A port that is ignored still counts: taking the mark away must not rename the other.
+        ({"SERVICE_443_IGNORE": "1"}, {"80/tcp": "nginx-80"}),
+    ],
+)
+def test_311_437_270_492_several_ports_get_a_suffix(env: dict[str, str], names: dict[str, str]) -> None:
+    desired = decided(publish=TWO_PORTS, env=env)
+    assert {port: name for port, (name, _, _) in summary(desired).items()} == names
+
+
+def test_a_port_that_is_not_published_does_not_count() -> None:
+    assert registered(publish=PUBLISHED, expose=["443/tcp"]).name == "nginx"
+
+
+def test_a_name_that_cannot_be_one_costs_only_itself() -> None:
+    options: dict[str, Any] = {"publish": PUBLISHED, "env": {"SERVICE_NAME": "my web"}}
+    assert registered(**options).name == "nginx"
+    (problem,) = problems(**options)
+    assert "variable SERVICE_NAME='my web'" in problem
+    assert "'nginx' is used" in problem
+
+
+# --- ids -----------------------------------------------------------------------------------------------
+
+
+def test_an_id_tells_the_protocol_unless_it_is_tcp() -> None:
+    publish = {f"53/{protocol}": [("0.0.0.0", 53)] for protocol in ("tcp", "udp", "sctp")}
+    ids = [registration.id for registration in decided(name="dns", publish=publish).registrations]
+    assert ids == ["host-1:dns:53", "host-1:dns:53:udp", "host-1:dns:53:sctp"]
+
+
+def test_a_given_id_is_taken() -> None:
+    made = decision(publish=PUBLISHED, env={"SERVICE_ID": "web-1"})
+    assert made.registration is not None
+    assert made.registration.id == "web-1"
+    assert not made.default_id
+
+
+def test_one_id_given_for_several_ports_gets_a_suffix() -> None:
+    desired = decided(publish=TWO_PORTS, env={"SERVICE_ID": "web", "SERVICE_443_ID": "tls"})
+    assert [registration.id for registration in desired.registrations] == ["web:80", "tls"]
+
+
+def test_of_two_ports_with_one_id_the_first_has_it() -> None:
+    options: dict[str, Any] = {"publish": TWO_PORTS, "env": {"SERVICE_80_ID": "x", "SERVICE_443_ID": "x"}}
+    assert reason(port="443/tcp", **options) == "its id 'x' is already that of port 80/tcp"
+    assert registered(port="80/tcp", **options).id == "x"
+    assert len(problems(**options)) == 1
+
+
+@pytest.mark.parametrize("bad", ["x" * 256, "a\nb"])
+def test_an_id_that_cannot_be_one_costs_only_itself(bad: str) -> None:
+    options: dict[str, Any] = {"publish": PUBLISHED, "env": {"SERVICE_ID": bad}}
+    assert registered(**options).id == "host-1:web:80"
+    assert len(problems(**options)) == 1
+
+
+# --- whether -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["1", "true", "false", " "])
+def test_any_value_of_ignore_ignores(value: str) -> None:
+    assert (
+        reason(publish=PUBLISHED, env={"SERVICE_IGNORE": value})
+        == f"ignored by variable SERVICE_IGNORE={value}"
+    )
+    assert registered(publish=PUBLISHED, env={"SERVICE_IGNORE": ""})
+
+
+def test_298_462_198_170_302_explicit_wants_a_name() -> None:
+    explicit = Rules(explicit=True)
+    assert reason(explicit, publish=PUBLISHED) == "-explicit, and no SERVICE_NAME is given"
+    assert reason(explicit, publish=PUBLISHED, labels={"SERVICE_NAME": ""})
+    assert registered(explicit, publish=PUBLISHED, labels={"SERVICE_NAME": "web"}).name == "web"
+    assert registered(explicit, publish=PUBLISHED, env={"SERVICE_80_NAME": "web"}).name == "web"
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"Running": False}, "the container does not run"),
+        ({"Paused": True}, "the container is paused"),
+        ({"Restarting": True}, "the container waits to be started again"),
+    ],
+)
+def test_what_does_not_run_is_not_registered(state: dict[str, Any], why: str) -> None:
+    assert reason(publish=PUBLISHED, state=state) == why
+
+
+def test_127_685_122_431_457_what_is_stopping_is_not_registered() -> None:
+    desired = desire(container(publish=PUBLISHED), Rules(), HOST, stopping="signal 15")
+    assert desired.registrations == ()
+    assert desired.decisions[0].reason == "the container is stopping (signal 15)"
+
+
+def test_a_container_without_ports_has_nothing_to_register() -> None:
+    assert decided().decisions == ()
+
+
+# --- where: bindings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bindings", "address", "port"),
+    [
+        ([("0.0.0.0", 1)], "", 1),
+        ([("::", 1)], "", 1),
+        ([("0.0.0.0", 1), ("::", 1)], "", 1),
+        ([("", 1)], "", 1),
+        ([("10.0.0.5", 1)], "10.0.0.5", 1),
+        ([("fd00::5", 1)], "fd00::5", 1),
+        ([("fd00::5", 1), ("10.0.0.5", 2)], "10.0.0.5", 2),
+        ([("10.0.0.5", 1), ("0.0.0.0", 2)], "", 2),
+        ([("0.0.0.0", 9), ("0.0.0.0", 8)], "", 8),
+        ([("127.0.0.1", 1), ("10.0.0.5", 2)], "10.0.0.5", 2),
+    ],
+)
+def test_337_291_409_477_address_and_port_are_of_one_binding(
+    bindings: list[tuple[str, int]], address: str, port: int
+) -> None:
+    registration = registered(publish={"80/tcp": bindings})
+    assert (registration.address, registration.port) == (address, port)
+
+
+def test_691_256_598_229_321_both_families_of_one_port_become_tagged_addresses() -> None:
+    registration = registered(publish={"80/tcp": [("10.0.0.5", 80), ("fd00::5", 80)]})
+    assert registration.address == "10.0.0.5"
+    assert registration.tagged_addresses == {
+        "lan_ipv4": Address("10.0.0.5", 80),
+        "lan_ipv6": Address("fd00::5", 80),
+    }
+
+
+@pytest.mark.parametrize("host_ip", ["127.0.0.1", "127.0.1.1", "::1"])
+def test_272_185_loopback_is_refused_unless_asked(host_ip: str) -> None:
+    publish = {"80/tcp": [(host_ip, 80)]}
+    assert host_ip in reason(publish=publish)
+    assert registered(Rules(allow_loopback=True), publish=publish).address == host_ip
+    # The address of -ip does not make the port any more reachable.
+    assert host_ip in reason(Rules(ip="10.0.0.9"), publish=publish)
+
+
+def test_38_42_465_487_576_an_unpublished_port_is_registered_with_internal_only() -> None:
+    assert reason(expose=["80/tcp"]) == "the port is not published (-internal registers such ports)"
+    registration = registered(INTERNAL, expose=["80/tcp"])
+    assert (registration.address, registration.port) == ("172.17.0.2", 80)
+
+
+# --- where: networks -----------------------------------------------------------------------------------
+
+
+def test_608_152_host_mode_is_the_nodes_address_and_the_port_inside() -> None:
+    for rules in (Rules(), INTERNAL):
+        registration = registered(rules, expose=["80/tcp"], network="host")
+        assert (registration.address, registration.port) == ("", 80)
+
+
+@pytest.mark.parametrize("rules", [Rules(), INTERNAL])
+def test_without_a_network_nothing_is_registered(rules: Rules) -> None:
+    assert reason(rules, expose=["80/tcp"], network="none") == "the container has no network"
+
+
+def test_337_a_user_network_does_not_change_a_published_address() -> None:
+    registration = registered(publish=PUBLISHED, network="backend", networks={"backend": "10.1.0.2"})
+    assert (registration.address, registration.port) == ("", 32768)
+
+
+@pytest.mark.parametrize(
+    ("network", "networks", "rules", "address"),
+    [
+        ("default", {"bridge": "172.17.0.2"}, INTERNAL, "172.17.0.2"),
+        ("backend", {"backend": "10.1.0.2"}, INTERNAL, "10.1.0.2"),
+        ("backend", {"apple": "10.9.0.2", "backend": "10.1.0.2"}, INTERNAL, "10.1.0.2"),
+        ("default", {"bridge": "172.17.0.2", "apple": "10.9.0.2"}, INTERNAL, "172.17.0.2"),
+        ("gone", {"b": "10.2.0.2", "a": "10.1.0.2"}, INTERNAL, "10.1.0.2"),
+        ("backend", {"backend": "10.1.0.2", "web": "10.2.0.2"}, replace(INTERNAL, network="web"), "10.2.0.2"),
+        ("backend", {"backend": "10.1.0.2"}, replace(INTERNAL, network="web"), "10.1.0.2"),
+        ("six", {"six": "fd00::2"}, INTERNAL, "fd00::2"),
+    ],
+)
+def test_498_529_316_293_internal_chooses_a_network(
+    network: str, networks: dict[str, str], rules: Rules, address: str
+) -> None:
+    registration = registered(rules, expose=["80/tcp"], network=network, networks=networks)
+    assert (registration.address, registration.port) == (address, 80)
+
+
+def test_internal_without_any_address_registers_nothing() -> None:
+    why = reason(INTERNAL, expose=["80/tcp"], network="backend", networks={"backend": ""})
+    assert why == "the container has no address in any network"
+
+
+def test_506_675_a_shared_network_has_the_bindings_of_its_owner() -> None:
+    pod = container("pod", publish=PUBLISHED)
+    app = container("app", expose=["80/tcp"], network=f"container:{pod.id}")
+    (published,) = desire(app.joined(pod), Rules(), HOST).registrations
+    assert (published.id, published.address, published.port) == ("host-1:app:80", "", 32768)
+    (internal,) = desire(app.joined(pod), INTERNAL, HOST).registrations
+    assert (internal.address, internal.port) == ("172.17.0.2", 80)
+    (lost,) = desire(app, Rules(), HOST).decisions
+    assert lost.registration is None
+    assert "cannot be found" in lost.reason
+
+
+# --- where: what the operator says -----------------------------------------------------------------------
+
+
+def test_ip_overrides_what_a_port_is_bound_to() -> None:
+    rules = Rules(ip="203.0.113.7")
+    for bindings in ([("0.0.0.0", 80)], [("10.0.0.5", 80)]):
+        registration = registered(rules, publish={"80/tcp": bindings})
+        assert (registration.address, registration.port) == ("203.0.113.7", 80)
+
+
+def test_internal_is_stronger_than_ip() -> None:
+    assert registered(Rules(ip="203.0.113.7", internal=True), expose=["80/tcp"]).address == "172.17.0.2"
+
+
+def test_ip_is_the_address_in_host_mode_too() -> None:
+    assert registered(Rules(ip="203.0.113.7"), expose=["80/tcp"], network="host").address == "203.0.113.7"
+
+
+@pytest.mark.parametrize("value", ["10.9.8.7", "10.9.8.7/24"])
+def test_an_address_from_a_label_is_stronger_than_ip(value: str) -> None:
+    rules = Rules(use_ip_from_label="net.ip", ip="203.0.113.7")
+    assert registered(rules, publish=PUBLISHED, labels={"net.ip": value}).address == "10.9.8.7"
+    inside = replace(rules, internal=True)
+    registration = registered(inside, expose=["80/tcp"], labels={"net.ip": value}, network="x", networks={})
+    assert (registration.address, registration.port) == ("10.9.8.7", 80)
+
+
+def test_without_the_label_the_address_is_unchanged() -> None:
+    assert registered(Rules(use_ip_from_label="net.ip"), publish=PUBLISHED).address == ""
+
+
+@pytest.mark.parametrize("value", ["gateway", "0.0.0.0", "127.0.0.1", "10.0.0/24"])
+def test_an_unusable_address_in_a_label_costs_only_itself(value: str) -> None:
+    rules = Rules(use_ip_from_label="net.ip")
+    options: dict[str, Any] = {"publish": PUBLISHED, "labels": {"net.ip": value}}
+    assert registered(rules, **options).address == ""
+    assert len(problems(rules, **options)) == 1
+
+
+# --- tags ----------------------------------------------------------------------------------------------
+
+
+def test_tags_come_in_written_order_then_the_operators_then_the_protocol() -> None:
+    rules = Rules(tags=("site", "a"))
+    options: dict[str, Any] = {
+        "publish": {"53/udp": [("0.0.0.0", 53)]},
+        "env": {"SERVICE_TAGS": "ignored"},
+        "labels": {"SERVICE_53_TAGS": r"b,a, c,x\,y"},
+    }
+    assert registered(rules, "53/udp", **options).tags == ("b", "a", " c", "x,y", "site", "udp")
+
+
+def test_677_503_396_the_operators_tags_are_filled_in() -> None:
+    rules = Rules(tags=("c:{container}", "{hostname}/{id}", "{label:team}", "{env:NONE}", "{image}"))
+    registration = registered(rules, publish=PUBLISHED, labels={"team": "red"}, image="web:1")
+    short = container_id("web")[:12]
+    assert registration.tags == ("c:web", f"{short}/{short}", "red", "web:1")
+
+
+# --- meta ----------------------------------------------------------------------------------------------
+
+
+def own_meta(**options: Any) -> dict[str, str]:
+    meta = registered(publish=PUBLISHED, **options).meta
+    return {key: value for key, value in meta.items() if not key.startswith("portcall-")}
+
+
+def test_619_620_other_keys_become_meta_and_checks_do_not() -> None:
+    env = {
+        "SERVICE_REGION": "us2",
+        "SERVICE_80_Zone": "a",
+        "SERVICE_NAME": "web",
+        "SERVICE_TAGS": "x",
+        "SERVICE_CHECK_HTTP": "/" + "x" * 600,
+    }
+    assert own_meta(env=env) == {"region": "us2", "zone": "a"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SERVICE_LONG", "x" * 513),
+        ("SERVICE_" + "K" * 129, "x"),
+        ("SERVICE_with.dot", "x"),
+        ("SERVICE_portcall-owner", "somebody"),
+        ("SERVICE_consul-x", "x"),
+    ],
+)
+def test_meta_that_consul_would_reject_costs_only_itself(key: str, value: str) -> None:
+    options: dict[str, Any] = {"labels": {key: value, "SERVICE_OK": "yes"}}
+    assert own_meta(**options) == {"ok": "yes"}
+    assert registered(publish=PUBLISHED, **options).meta[META_OWNER] == str(OWNER)
+    (problem,) = problems(publish=PUBLISHED, **options)
+    assert problem.startswith(f"container web: label {key}=")
+
+
+def test_consul_keeps_64_pairs_of_meta_and_three_are_ours() -> None:
+    env = {f"SERVICE_K{number:03}": "x" for number in range(70)}
+    assert len(registered(publish=PUBLISHED, env=env).meta) == 64
+    assert len(problems(publish=PUBLISHED, env=env)) == 9
+
+
+def test_a_fault_in_a_generic_key_is_told_once_for_all_ports() -> None:
+    assert len(problems(publish=TWO_PORTS, env={"SERVICE_LONG": "x" * 513})) == 1
+
+
+# --- checks --------------------------------------------------------------------------------------------
+
+
+def test_a_check_goes_where_clients_go() -> None:
+    env = {"SERVICE_CHECK_TCP": "1"}
+    assert registered(publish=PUBLISHED, env=env).checks == (Check(tcp="172.28.128.3:32768", interval=10),)
+    assert registered(INTERNAL, expose=["80/tcp"], env=env).checks == (
+        Check(tcp="172.17.0.2:80", interval=10),
+    )
+    bound = registered(publish={"80/tcp": [("10.0.0.5", 81)]}, env=env)
+    assert bound.checks == (Check(tcp="10.0.0.5:81", interval=10),)
+
+
+# --- explanations --------------------------------------------------------------------------------------
+
+
+def test_every_value_has_its_reason() -> None:
+    made = decision(
+        Rules(tags=("site",)),
+        publish=PUBLISHED,
+        env={"SERVICE_80_NAME": "web", "SERVICE_CHECK_TCP": "1"},
+        labels={"SERVICE_TAGS": "a", "SERVICE_REGION": "eu"},
+    )
+    rules = {(choice.field, choice.value): choice.rule for choice in made.choices}
+    assert rules == {
+        ("name", "web"): "variable SERVICE_80_NAME",
+        ("id", "host-1:web:80"): "owner:container:port",
+        ("address", "(the node's)"): "published as *:32768",
+        ("port", "32768"): "published as *:32768",
+        ("tag", "a"): "label SERVICE_TAGS",
+        ("tag", "site"): "-tags",
+        ("meta region", "eu"): "label SERVICE_REGION",
+        ("check", "tcp='172.28.128.3:32768' interval=10.0"): "variable SERVICE_CHECK_TCP",
+    }
+
+
+def test_the_same_container_gives_the_same_registration() -> None:
+    options: dict[str, Any] = {
+        "publish": PUBLISHED,
+        "labels": {"SERVICE_B": "1", "SERVICE_A": "2"},
+        "env": {"SERVICE_CHECK_HTTP": "/", "SERVICE_CHECK_HEADER": '{"b": "1", "a": "2"}'},
+    }
+    backwards = {**options, "labels": {"SERVICE_A": "2", "SERVICE_B": "1"}}
+    backwards["env"] = {"SERVICE_CHECK_HEADER": '{"a": "2", "b": "1"}', "SERVICE_CHECK_HTTP": "/"}
+    assert registered(**options) == registered(**backwards)

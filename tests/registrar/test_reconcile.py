@@ -1,0 +1,529 @@
+"""The loop, against a fake Docker and a fake agent. Numbers in test names are Registrator's issues."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from discovery.errors import AccessDenied, RegistryOverloaded, RegistryUnavailable, RequestRejected
+from discovery.model import Registration, ServiceID, ServiceName
+from registrar.desired import Rules
+from registrar.owner import META_OWNER, Owner
+from registrar.reconcile import GaveUp
+from tests.registrar.build import container_id
+from tests.registrar.fake_docker import FakeDocker
+from tests.registrar.fake_registry import FakeRegistry
+from tests.registrar.running import Running
+from tests.tools import wait_until
+
+IMAGE = "python-micro-service"
+
+
+@pytest.fixture
+def docker() -> FakeDocker:
+    return FakeDocker()
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    return FakeRegistry()
+
+
+@pytest.fixture
+def start(docker: FakeDocker, registry: FakeRegistry) -> Iterator[Callable[..., Running]]:
+    """Start a reconciler over the two fakes; it is stopped when the test ends."""
+    running: list[Running] = []
+
+    def start_one(**settings: Any) -> Running:
+        one = Running(settings.pop("engine", docker), registry, **settings)
+        one.__enter__()
+        running.append(one)
+        return one
+
+    yield start_one
+    for one in running:
+        one.__exit__(None, None, None)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "registrar")
+    return caplog
+
+
+def lines(log: pytest.LogCaptureFixture, part: str) -> list[str]:
+    return [message for message in log.messages if part in message]
+
+
+def see(registry: FakeRegistry, *ids: str) -> dict[str, tuple[str, str, int]]:
+    """Wait until exactly these ids are registered, and return what they are."""
+    wanted = {f"host-1:{each}" for each in ids}
+    wait_until(lambda: set(registry.table()) == wanted, message=f"registered is {wanted}")
+    return registry.table()
+
+
+# --- a container's life --------------------------------------------------------------------------------
+
+
+def test_a_container_is_registered_when_it_starts(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start()
+    docker.run("service1", image=IMAGE, publish=["5000/tcp"])
+    assert see(registry, "service1:5000") == {"host-1:service1:5000": (IMAGE, "", 32768)}
+
+
+def test_184_208_308_277_what_already_runs_is_registered_and_what_is_gone_removed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    owner = Owner("host-1", docker.info.id)
+    left = Registration(ServiceID("host-1:old:80"), ServiceName("old"), 80)
+    registry.put(owner.sign(left, container_id("old")))  # type: ignore[arg-type]
+    docker.run("web", publish=["80/tcp"])
+    start()
+    see(registry, "web:80")
+
+
+@pytest.mark.parametrize("end", ["stop", "kill", "die", "remove"])
+def test_a_container_that_ends_is_removed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, end: str
+) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    getattr(docker, end)("web")
+    see(registry)
+
+
+def test_a_restart_changes_the_port(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.restart("web")
+    wait_until(lambda: registry.table().get("host-1:web:80") == ("nginx", "", 32769))
+
+
+def test_408_224_a_renamed_container_is_never_missing(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    registry.writes.clear()
+    docker.rename("web", "shop")
+    see(registry, "shop:80")
+    assert registry.writes == [("register", "host-1:shop:80"), ("deregister", "host-1:web:80")]
+
+
+def test_pause_takes_out_and_unpause_brings_back(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.pause("web")
+    see(registry)
+    docker.pause("web", paused=False)
+    see(registry, "web:80")
+
+
+def test_498_529_316_293_a_late_network_is_noticed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start(rules=Rules(internal=True, network="front"))
+    docker.run("web", expose=["80/tcp"], network="back", networks={"back": "10.1.0.2"})
+    assert see(registry, "web:80")["host-1:web:80"] == ("nginx", "10.1.0.2", 80)
+    docker.connect_network("web", "front", "10.2.0.2")
+    wait_until(lambda: registry.table()["host-1:web:80"] == ("nginx", "10.2.0.2", 80))
+    docker.disconnect_network("web", "front")
+    wait_until(lambda: registry.table()["host-1:web:80"] == ("nginx", "10.1.0.2", 80))
+
+
+def test_506_675_a_container_follows_the_one_whose_network_it_uses(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start()
+    pod = docker.run("pod", publish=["80/tcp"])
+    docker.run("app", expose=["80/tcp"], network=f"container:{pod}")
+    assert see(registry, "pod:80", "app:80")["host-1:app:80"] == ("nginx", "", 32768)
+    docker.restart("pod")
+    wait_until(lambda: registry.table().get("host-1:app:80") == ("nginx", "", 32769))
+
+
+def test_two_hundred_at_once(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    start()
+    for number in range(200):
+        docker.run(f"web{number}", publish=["80/tcp"])
+    wait_until(lambda: len(registry.table()) == 200)
+    assert sorted(registry.writes) == sorted(("register", f"host-1:web{number}:80") for number in range(200))
+
+
+# --- what an event costs -------------------------------------------------------------------------------
+
+
+def test_one_event_costs_one_inspect_and_one_write(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    running.settle()
+    docker.inspected.clear()
+    registry.writes.clear()
+    docker.rename("web", "shop")
+    see(registry, "shop:80")
+    assert docker.inspected == [container_id("web")]
+
+
+def test_153_449_a_hundred_resyncs_write_nothing(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    for number in range(10):
+        docker.run(f"web{number}", publish=["80/tcp"], env={"SERVICE_CHECK_TCP": "1"})
+    running = start()
+    wait_until(lambda: len(registry.table()) == 10)
+    running.settle()
+    registry.writes.clear()
+    docker.inspected.clear()
+    running.reconciler._queue._survey_interval = 0.0  # the pause between surveys is not what is tested
+    for _ in range(100):
+        running.settle()
+    assert registry.writes == []
+    assert docker.inspected == []
+
+
+# --- draining ------------------------------------------------------------------------------------------
+
+
+def test_127_685_122_431_457_the_stop_signal_drains_before_the_process_ends(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.begin_stop("web")
+    see(registry)
+    wait_until(lambda: lines(log, "deregistered host-1:web:80 (the container is stopping (signal 15))"))
+    docker.end_stop("web")
+    docker.start("web")
+    see(registry, "web:80")
+
+
+def test_the_containers_own_stop_signal_counts(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"], StopSignal="SIGQUIT")
+    see(registry, "web:80")
+    docker.kill("web", "SIGTERM", dies=False)
+    running.settle()
+    see(registry, "web:80")
+    docker.kill("web", "SIGQUIT", dies=False)
+    see(registry)
+
+
+def test_248_another_signal_drains_nothing(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    registry.writes.clear()
+    docker.kill("web", "SIGHUP", dies=False)
+    running.settle()
+    assert registry.writes == []
+
+
+def test_a_container_that_survives_its_stop_signal_comes_back(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.DRAIN_GRACE", 0.1)
+    start()
+    docker.run("web", publish=["80/tcp"], StopTimeout=0)
+    see(registry, "web:80")
+    docker.kill("web", "SIGTERM", dies=False)
+    see(registry)
+    see(registry, "web:80")
+
+
+def test_a_stop_signal_of_an_earlier_life_drains_nothing(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    """The stream replays a second: a container restarted in it must not be drained by its old signal."""
+    docker.run("web", publish=["80/tcp"])
+    docker.restart("web")
+    start()
+    see(registry, "web:80")
+
+
+# --- ownership -----------------------------------------------------------------------------------------
+
+
+def hand_made(service_id: str, port: int = 1) -> Registration:
+    return Registration(ServiceID(service_id), ServiceName("hand-made"), port, "10.0.0.9")
+
+
+def test_505_202_nothing_foreign_is_touched(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    foreign = [
+        hand_made("by-hand"),
+        hand_made("host-1:gone:80"),  # looks like one of ours
+        Owner("host-1", "another engine").sign(hand_made("host-1:other:80"), container_id("x")),  # type: ignore[arg-type]
+    ]
+    for one in foreign:
+        registry.put(one)
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    wait_until(lambda: len(registry.table()) == 4)
+    docker.remove("web")
+    wait_until(lambda: len(registry.table()) == 3)
+    running.settle()
+    assert registry.registered() == {one.id: one for one in foreign}
+
+
+def test_an_id_of_somebody_elses_is_refused_with_one_line(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    registry.put(hand_made("db"))
+    running = start()
+    docker.run("web", publish=["80/tcp"], env={"SERVICE_ID": "db"})
+    refusal = "the id 'db' belongs to a service that no registrar made"
+    wait_until(lambda: lines(log, refusal))
+    for _ in range(3):
+        running.settle()
+    assert len(lines(log, refusal)) == 1
+    assert registry.writes == []
+    registry.drop(ServiceID("db"))
+    wait_until(lambda: registry.table().get("db") == ("nginx", "", 32768))
+
+
+def test_of_two_containers_with_one_id_the_second_waits_for_it(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start()
+    docker.run("a", publish=["80/tcp"], env={"SERVICE_ID": "db"})
+    wait_until(lambda: registry.table().get("db") == ("nginx", "", 32768))
+    docker.run("b", publish=["80/tcp"], env={"SERVICE_ID": "db"})
+    docker.remove("a")
+    wait_until(lambda: registry.table().get("db") == ("nginx", "", 32769))
+
+
+def test_drift_made_by_hand_is_undone(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    running.settle()
+    before = registry.registered()
+    registry.drop(ServiceID("host-1:web:80"))
+    see(registry, "web:80")
+    registry.put(replace(before[ServiceID("host-1:web:80")], port=9))
+    wait_until(lambda: registry.registered() == before)
+
+
+# --- both sides come and go ----------------------------------------------------------------------------
+
+
+def test_81_334_an_agent_that_forgot_everything_has_it_back(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    running.settle()
+    docker.inspected.clear()
+    registry.restart_empty()
+    see(registry, "web:80")
+    assert docker.inspected == [container_id("web")]
+
+
+def test_264_327_440_593_an_absent_registry_is_waited_for_with_one_line(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    registry.go_away()
+    docker.run("web", publish=["80/tcp"])
+    start()
+    wait_until(lambda: lines(log, "waiting for the registry: cannot ask Consul at fake://registry"))
+    wait_until(lambda: lines(log, "watching Docker"))
+    registry.come_back()
+    see(registry, "web:80")
+    assert len(lines(log, "waiting for the registry")) == 1
+
+
+def test_an_outage_of_the_registry_is_caught_up_with(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start()
+    docker.run("gone", publish=["80/tcp"])
+    docker.run("stays", publish=["80/tcp"])
+    see(registry, "gone:80", "stays:80")
+    registry.go_away()
+    docker.remove("gone")
+    docker.run("new", publish=["80/tcp"])
+    registry.come_back()
+    see(registry, "stays:80", "new:80")
+
+
+def test_377_a_cut_stream_is_replaced_and_nothing_is_missed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.cut()
+    docker.remove("web")
+    docker.run("shop", publish=["80/tcp"])
+    see(registry, "shop:80")
+    wait_until(lambda: len(lines(log, "watching Docker")) == 2)
+
+
+def test_while_docker_is_away_nothing_is_removed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.go_away()
+    wait_until(lambda: lines(log, "waiting for Docker"))
+    registry.restart_empty()
+    wait_until(lambda: len(lines(log, "connected to the registry")) == 2)
+    assert lines(log, "deregistered") == []
+    docker.come_back()
+    see(registry, "web:80")
+
+
+def test_73_87_what_starts_while_everything_begins_is_not_missed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    threads = [
+        threading.Thread(target=lambda number=number: docker.run(f"web{number}", publish=["80/tcp"]))
+        for number in range(20)
+    ]
+    for thread in threads[:10]:
+        thread.start()
+    start()
+    for thread in threads[10:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    see(registry, *(f"web{number}:80" for number in range(20)))
+
+
+def test_325_339_a_missed_event_is_found_by_the_resync(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.PROBE_INTERVAL", 0.05)
+    start(resync=0.1)
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    with docker._lock:
+        streams, docker._streams = docker._streams, []
+        docker.die("web")
+        docker._streams = streams
+    see(registry)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RegistryUnavailable("fake://registry answered PUT with HTTP 500: oops"),
+        RegistryOverloaded("fake://registry answered PUT with HTTP 429: slow down", status=429),
+        AccessDenied("fake://registry answered PUT with HTTP 403: Permission denied", status=403),
+        RequestRejected("fake://registry answered PUT with HTTP 400: Invalid check", status=400),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_failed_write_is_tried_again_and_told_once(
+    docker: FakeDocker,
+    registry: FakeRegistry,
+    start: Any,
+    log: pytest.LogCaptureFixture,
+    fault: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.PROBE_INTERVAL", 0.05)
+    registry.faults["register"] = fault
+    start()
+    docker.run("web", publish=["80/tcp"])
+    docker.run("shop", publish=["80/tcp"])
+    wait_until(lambda: len(registry.writes) >= 4, message="both were tried twice")
+    assert registry.table() == {}
+    assert 1 <= len(lines(log, str(fault))) <= 2
+    del registry.faults["register"]
+    see(registry, "web:80", "shop:80")
+
+
+def test_one_refused_registration_does_not_hold_up_the_others(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    real = registry.register
+
+    def register(registration: Registration) -> None:
+        if registration.name == "secret":
+            raise AccessDenied("fake://registry answered PUT with HTTP 403: Permission denied", status=403)
+        real(registration)
+
+    registry.register = register  # type: ignore[method-assign]
+    start()
+    docker.run("web", publish={"80/tcp": None, "81/tcp": None}, env={"SERVICE_80_NAME": "secret"})
+    see(registry, "web:81")
+    assert len(lines(log, "the registry refuses host-1:web:80")) == 1
+
+
+def test_135_411_538_565_604_without_a_blocking_read_the_registry_is_polled(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    denied = AccessDenied("fake://registry answered GET with HTTP 403: no; set CONSUL_HTTP_TOKEN", status=403)
+    registry.faults["read"] = denied
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    assert len(lines(log, "set CONSUL_HTTP_TOKEN")) == 1
+
+
+# --- beginning and end ---------------------------------------------------------------------------------
+
+
+def test_retry_attempts_ends_the_wait(docker: FakeDocker, registry: FakeRegistry) -> None:
+    registry.go_away()
+    with (
+        pytest.raises(GaveUp, match="gave up after 3 attempts: cannot ask Consul"),
+        Running(docker, registry, retry_attempts=2, retry_interval=0.01) as running,
+    ):
+        wait_until(running.ended)
+
+
+def test_1_655_services_stay_when_the_registrar_ends(docker: FakeDocker, registry: FakeRegistry) -> None:
+    docker.run("web", publish=["80/tcp"])
+    with Running(docker, registry):
+        see(registry, "web:80")
+    see(registry, "web:80")
+
+
+def test_1_655_services_go_with_the_registrar_where_asked(docker: FakeDocker, registry: FakeRegistry) -> None:
+    docker.run("web", publish=["80/tcp"])
+    registry.put(hand_made("by-hand"))
+    with Running(docker, registry, deregister_on_exit=True):
+        wait_until(lambda: len(registry.table()) == 2)
+    assert list(registry.table()) == ["by-hand"]
+
+
+def test_it_stops_while_both_sides_are_away(docker: FakeDocker, registry: FakeRegistry) -> None:
+    docker.go_away()
+    registry.go_away()
+    with Running(docker, registry):
+        pass
+
+
+def test_another_engine_is_another_owner(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.go_away()
+    docker.info = replace(docker.info, id="ANOT:HER0")
+    docker.come_back()
+    docker.run("shop", publish=["80/tcp"])
+    see(registry, "web:80", "shop:80")
+    owners = {key: one.meta[META_OWNER] for key, one in registry.registered().items()}
+    assert owners == {"host-1:web:80": "host-1/ENGN:0000:00", "host-1:shop:80": "host-1/ANOT:HER0"}
