@@ -289,12 +289,15 @@ class Host(Node):
             return False
 
     # Ours -------------------------------------------------------------------------------------------------
+    #
+    # `--restart always`, not `unless-stopped`: when dockerd comes back after a crash, it ends the containers
+    # that survived it, counts them as stopped by the user, and does not start those again.
 
     def start_registrar(self) -> None:
         """Start the registrar by the walkthrough's line: Registrator's own, but for the image's name."""
         self.docker(
             *shlex.split(
-                "run -d --name registrator -h registrator --restart unless-stopped"
+                "run -d --name registrator -h registrator --restart always"
                 " -v /var/run/docker.sock:/tmp/docker.sock"
                 f" portcall -cleanup -resync 30 consul://{self.address}:8500"
             )
@@ -304,7 +307,7 @@ class Host(Node):
         """Start the resolver on docker0; its upstream is the one in the host's /etc/resolv.conf."""
         self.docker(
             *shlex.split(
-                "run -d --name resolver --net host --restart unless-stopped"
+                "run -d --name resolver --net host --restart always"
                 f" portcall resolver run --listen {DOCKER0}:53 --consul http://127.0.0.1:8500"
             )
         )

@@ -36,6 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(900))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failure comes with what the daemons on the three hosts have to say."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and lab is not None:
+        for host in lab.hosts:
+            for name in DAEMONS:
+                printed = host.docker("logs", "--tail", "25", name, check=False, stderr=True)
+                report.sections.append((f"docker logs {name} on {host.name}", printed))
+    return report
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     require_root("three hosts with dockerd and Consul, in namespaces of their own")
@@ -45,8 +58,6 @@ def lab() -> Iterator[Lab]:
         lab.up()
     except LabError as exc:
         pytest.fail(f"the three hosts did not come up: {exc}", pytrace=False)
-    for host in lab.hosts:
-        add_hand_made(host)
     yield lab
     lab.down()
 
@@ -108,6 +119,8 @@ def walkthrough(lab: Lab) -> Iterator[frozenset[Endpoint]]:
                 start_service(host, name)
     expected = frozenset({endpoint(host1, "service1"), endpoint(host2, "service2")})
     assert_seen(host3, expected, within=10)
+    for host in lab.hosts:
+        add_hand_made(host)
     before = {host: host.consul("/v1/agent/services")[HAND_MADE["ID"]] for host in lab.hosts}
 
     yield expected

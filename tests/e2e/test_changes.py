@@ -72,7 +72,7 @@ def test_a_restarted_container_is_known_by_its_new_port_within_two_seconds(
 def test_a_client_that_resolves_by_name_sees_no_error_while_an_instance_stops(
     host1: Host, host3: Host
 ) -> None:
-    loop = f"while :; do wget -q -T 2 -O - http://{SERVICE}:{PORT}/ || echo FAILED; done"
+    loop = f"while :; do timeout 2 wget -q -O - http://{SERVICE}:{PORT}/ || echo FAILED; done"
     host3.docker("run", "--detach", "--name", "client", *IN_CONTAINER[1:], "busybox", "sh", "-c", loop)
     goes = host1.docker("inspect", "--format", "{{.Config.Hostname}}", "service1")
 
