@@ -1,0 +1,296 @@
+"""Records -> replies, ready to be sent: every rotation, under every limit; and the table that holds them.
+
+    hot:       request bytes after the id  ──> the next reply, without its id
+    prepared:  (folded question, limits)   ──> its replies, for requests that spell the same thing otherwise
+
+A reply is prepared once per rotation: reply k begins with instance k and has the others in random order.
+A pure rotation would send all clients of a failed instance to the same neighbour.
+
+Laws:
+- Pure; randomness is an argument.
+- No reply is longer than the client asked for, and none says more than fits: whole records are left out,
+  and TC is set when answers were cut for size (RFC 2181 section 9).
+- Owners point at the question, so that a client that plays with case gets its own letters back, and one
+  prepared reply serves every spelling.
+- The table is bounded whatever is asked: what an attacker can vary without end (names that do not exist, EDNS
+  sizes, types) lives in a part of its own and cannot push out the names of the catalogue.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from resolver import wire
+from resolver.wire import fold_question, name_to_wire
+from resolver.zone import Choice, Found, Record
+
+__all__ = ["Limits", "Prepared", "Table", "prepare", "render"]
+
+_MAX_POINTER: Final = 0x3FFF  # a pointer has 14 bits
+
+_RUN: Final = 64
+"""A hot entry hands out about so many replies before it is wound up again. Each costs a reference (8 octets),
+and winding up costs a microsecond: at 64 both vanish beside the replies and the work of sending them."""
+_ROTATION_OCTETS: Final = 65_536
+"""What the rotations of one answer may take together. Thousands of instances over TCP would otherwise be
+prepared thousands of times; with fewer rotations each still begins with another instance."""
+_KEYS_PER_ANSWER: Final = 8
+"""Spellings of one question kept hot. Clients of one kind send equal bytes (glibc, musl, Go and systemd make
+four); whoever varies unused bits gains nothing by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of an answer the client takes. All that differs between the replies to one question."""
+
+    size: int
+    """Octets of the whole message."""
+    answers: int
+    """Instances at most; 0: as many as fit."""
+    edns: bool
+    """The reply carries an OPT, because the request did (RFC 6891 section 7)."""
+    do: bool = False
+    flags: int = 0
+    """RD and CD of the request, to be copied."""
+    ad: bool = False
+    """The client wants to know whether an upstream authenticated the data (RFC 6840 section 5.7)."""
+    compress: bool = True
+    truncate: bool = False
+    """Consul's ``enable_truncate``: TC also when only ``answers`` cut something."""
+
+
+def render(
+    question: bytes,
+    found: Found,
+    choices: Sequence[Choice],
+    limits: Limits,
+    options: bytes = b"",
+) -> bytes:
+    """Return the reply, without its id, with as many of *choices* as the limits allow, in that order."""
+    tail = wire.opt(do=limits.do, options=options) if limits.edns else b""
+    writer = _Writer(question, limits.size - len(tail), compress=limits.compress)
+    flags = wire.QR | wire.AA | wire.RA | limits.flags | found.rcode
+
+    wanted = len(choices)
+    if found.limit:
+        wanted = min(wanted, found.limit)
+    allowed = min(wanted, limits.answers) if limits.answers else wanted
+    taken: list[Choice] = []
+    answers = 0
+    for choice in choices[:allowed]:
+        # A choice is taken whole: half an instance helps nobody.
+        if not writer.put(choice.answer):
+            break
+        answers += len(choice.answer)
+        taken.append(choice)
+    if len(taken) < allowed or (limits.truncate and allowed < wanted):
+        flags |= wire.TC
+    authorities = len(found.authority) if writer.put(found.authority) else 0
+    # RFC 2181 section 9: additional records are dropped without a word when they do not fit.
+    additionals = sum(1 for record in _distinct(taken) if writer.put((record,)))
+    sections = (answers, authorities, additionals + (1 if tail else 0))
+    return wire.frame(0, flags, question, sections, bytes(writer.body) + tail)[2:]
+
+
+def _distinct(choices: Iterable[Choice]) -> Iterable[Record]:
+    """The additional records of *choices*, each once: instances of one node share their target."""
+    return dict.fromkeys(record for choice in choices for record in choice.additional)
+
+
+class _Writer:
+    """Appends records to a message as long as they fit, and remembers where names stand."""
+
+    def __init__(self, question: bytes, size: int, *, compress: bool) -> None:
+        self.body = bytearray()
+        self._base = wire.HEADER_LENGTH + len(question)
+        self._size = size
+        self._compress = compress
+        self._offsets: dict[bytes, int] = {}
+        if compress:
+            name = question[:-4].lower()
+            at = 0
+            while length := name[at]:
+                self._offsets[name[at:]] = wire.HEADER_LENGTH + at
+                at += 1 + length
+
+    def put(self, records: Iterable[Record]) -> bool:
+        """Append all of *records*, or none and return False."""
+        start = len(self.body)
+        targets: list[tuple[bytes, int]] = []
+        for record in records:
+            owner = name_to_wire(record.owner)
+            pointer = self._offsets.get(owner.lower())
+            self.body += owner if pointer is None else (0xC000 | pointer).to_bytes(2)
+            self.body += record.type.to_bytes(2) + b"\0\1" + record.ttl.to_bytes(4)
+            self.body += len(record.data).to_bytes(2) + record.data
+            if record.target:
+                targets.append((record.target.lower(), len(self.body) - len(record.target)))
+        if self._base + len(self.body) > self._size:
+            del self.body[start:]
+            return False
+        if self._compress:
+            for target, at in targets:
+                if self._base + at <= _MAX_POINTER:
+                    self._offsets.setdefault(target, self._base + at)
+        return True
+
+
+# --- prepared answers -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """All rotations of one answer, the cursor through them, and how often it was given."""
+
+    replies: list[bytes]
+    """Without ids; each begins with flags and counts, then the question in lower case."""
+    rcode: int
+    type: int
+    uses: frozenset[Hashable] = frozenset()
+    lasting: bool = False
+    keys: list[bytes] = field(default_factory=list)
+    """Of the hot table."""
+    spliced: int = 0
+    """How often it was given outside the hot table."""
+    _runs: dict[bytes, _Run] = field(default_factory=dict)
+
+    @property
+    def served(self) -> int:
+        """How often this answer was given; costs nothing while it is given."""
+        return self.spliced + sum(run.served for run in self._runs.values())
+
+    def next(self, question: bytes) -> bytes:
+        """Return the next reply for a request that spells its question as *question*."""
+        reply = self.replies[self.spliced % len(self.replies)]
+        self.spliced += 1
+        return reply[:_QUESTION_AT] + question + reply[_QUESTION_AT + len(question) :]
+
+
+_QUESTION_AT: Final = wire.HEADER_LENGTH - 2  # in a reply without its id
+
+
+class _Run:
+    """A cursor through the replies for one hot key.
+
+    It is a plain list iterator, because calling its ``__next__`` is the cheapest thing Python can do, and one
+    that can be asked how far it is: that counts queries without a counter on the hot path.
+    """
+
+    __slots__ = ("_finished", "_iterator", "_replies")
+
+    def __init__(self, replies: list[bytes]) -> None:
+        self._replies = replies * max(1, _RUN // len(replies))
+        self._finished = 0
+        self._iterator: Iterator[bytes] = iter(())
+        self.wind_up()
+
+    @property
+    def served(self) -> int:
+        return self._finished - operator.length_hint(self._iterator)
+
+    def wind_up(self) -> Callable[[], bytes]:
+        self._iterator = iter(self._replies)
+        self._finished += len(self._replies)
+        return self._iterator.__next__
+
+
+def prepare(
+    query: wire.Query, found: Found, limits: Limits, random: Random, options: bytes = b""
+) -> Prepared:
+    """Render every rotation of *found* for all spellings of *query*."""
+    question = fold_question(query.question)
+    choices = list(found.choices)
+    random.shuffle(choices)
+    first = render(question, found, choices, limits, options)
+    replies = [first]
+    rotations = min(len(choices), max(2, _ROTATION_OCTETS // len(first)))
+    for k in range(1, rotations):
+        others = choices[:k] + choices[k + 1 :]
+        random.shuffle(others)
+        replies.append(render(question, found, [choices[k], *others], limits, options))
+    return Prepared(replies, found.rcode, query.type, found.uses, found.lasting)
+
+
+class Table:
+    """Prepared answers by request. One per transport.
+
+    ``hot`` is read by the server's loop: ``hot.get(packet[2:])`` gives a function that returns the next reply
+    or raises StopIteration, upon which ``wind_up`` gives it.
+    """
+
+    def __init__(self, *, lasting: int = 65_536, passing: int = 4_096) -> None:
+        """Make an empty table.
+
+        Args:
+            lasting: prepared answers for names of the catalogue: some variants of each of 10,000 names.
+            passing: prepared answers for all else; enough for the misses that search domains cause.
+        """
+        self.hot: dict[bytes, Callable[[], bytes]] = {}
+        self._prepared: dict[tuple[bytes, Limits], Prepared] = {}
+        self._by_use: dict[Hashable, set[tuple[bytes, Limits]]] = {}
+        self._by_key: dict[bytes, Prepared] = {}
+        self._bounds = {True: lasting, False: passing}
+        self._ages: dict[bool, dict[tuple[bytes, Limits], None]] = {True: {}, False: {}}
+        self.retired: dict[tuple[int, int], int] = {}
+        """Answers given by entries that are gone, by (type, rcode)."""
+
+    def __len__(self) -> int:
+        return len(self._prepared)
+
+    def get(self, question: bytes, limits: Limits) -> Prepared | None:
+        """Return the answer to *question* (folded), if it is prepared."""
+        return self._prepared.get((question, limits))
+
+    def put(self, question: bytes, limits: Limits, prepared: Prepared) -> None:
+        """Remember *prepared* for all spellings of *question* (folded)."""
+        variant = (question, limits)
+        self._forget(variant)
+        ages = self._ages[prepared.lasting]
+        while len(ages) >= self._bounds[prepared.lasting]:
+            self._forget(next(iter(ages)))
+        ages[variant] = None
+        self._prepared[variant] = prepared
+        for use in prepared.uses:
+            self._by_use.setdefault(use, set()).add(variant)
+
+    def promote(self, key: bytes, prepared: Prepared) -> None:
+        """Answer requests whose bytes after the id are *key* by *prepared* from now on."""
+        if len(prepared.keys) < _KEYS_PER_ANSWER and key not in self.hot:
+            run = prepared._runs[key] = _Run(prepared.replies)
+            prepared.keys.append(key)
+            self._by_key[key] = prepared
+            self.hot[key] = run.wind_up()
+
+    def wind_up(self, key: bytes) -> bytes:
+        """Return the next reply of a hot entry that came to its end."""
+        ready = self.hot[key] = self._by_key[key]._runs[key].wind_up()
+        return ready()
+
+    def drop(self, use: Hashable) -> None:
+        """Forget every answer that was made from *use*."""
+        for variant in self._by_use.pop(use, ()):
+            self._forget(variant)
+
+    def served(self, use: Hashable) -> int:
+        """How often answers made from *use* were given, as far as they are still here."""
+        return sum(self._prepared[variant].served for variant in self._by_use.get(use, ()))
+
+    def _forget(self, variant: tuple[bytes, Limits]) -> None:
+        prepared = self._prepared.pop(variant, None)
+        if prepared is None:
+            return
+        del self._ages[prepared.lasting][variant]
+        count = (prepared.type, prepared.rcode)
+        self.retired[count] = self.retired.get(count, 0) + prepared.served
+        for key in prepared.keys:
+            del self.hot[key], self._by_key[key]
+        for use in prepared.uses:
+            variants = self._by_use.get(use)
+            if variants is not None:
+                variants.discard(variant)
+                if not variants:
+                    del self._by_use[use]

@@ -1,0 +1,147 @@
+"""Replies of upstreams with their TTLs: kept, aged, cut to the client's size.
+
+A reply stays in the wire form in which it came. What changes between two clients is patched: the header, the
+question's spelling, the TTLs, and where it is cut.
+
+Laws:
+- Pure; ``now`` is an argument (monotonic seconds).
+- Nothing is kept longer than its TTL says (RFC 1035 section 3.2.1), and a negative answer no longer than its
+  SOA says (RFC 2308 section 5).
+- The upstream's OPT never reaches a client: EDNS is between two neighbours (RFC 6891 section 6.1.1).
+- Bounded by octets, so that large replies cannot fill the memory where small ones would fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from cachetools import LRUCache
+
+from resolver import wire
+from resolver.answers import Limits
+from resolver.wire import Frame, fold_question
+
+__all__ = ["Cache", "Key", "Relayed", "key_of"]
+
+Key = tuple[bytes, bool, bool]
+"""Folded question, DO and CD of the request: the bits that change what an upstream answers."""
+
+MAX_TTL: Final = (
+    86_400  # s; a record that claims to live longer is asked for again once a day (RFC 8767 section 4)
+)
+_OVERHEAD: Final = 512  # octets that Python adds to one cached reply, measured with tracemalloc
+_TTL: Final = Struct("!I")
+
+
+def key_of(query: wire.Query) -> Key:
+    """Return what tells the replies to *query* from those to others."""
+    return (
+        fold_question(query.question),
+        query.edns is not None and query.edns.do,
+        bool(query.flags & wire.CD),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """One reply of an upstream."""
+
+    reply: bytes
+    frame: Frame
+    received: float
+    """Monotonic seconds."""
+    ttl: int
+    """Seconds for which it may be given again; 0: only to those who were waiting for it."""
+
+    @classmethod
+    def from_wire(cls, reply: bytes, now: float) -> Relayed:
+        """Read *reply*.
+
+        Raises:
+            Malformed: it is no whole reply.
+        """
+        frame = wire.read_frame(reply)
+        return cls(reply, frame, now, _lifetime(reply, frame))
+
+    def age(self, now: float) -> int:
+        return max(0, int(now - self.received))
+
+    def to_wire(self, query: wire.Query, limits: Limits, now: float) -> bytes:
+        """Return the reply to *query* as its client may have it."""
+        frame, age = self.frame, self.age(now)
+        tail = wire.opt(extended_rcode=frame.rcode >> 4, do=limits.do) if limits.edns else b""
+        flags = wire.QR | wire.RA | limits.flags | (frame.rcode & 0xF)
+        if limits.ad or limits.do:  # RFC 6840 section 5.7
+            flags |= frame.flags & wire.AD
+
+        room = limits.size - len(tail)
+        body = bytearray()
+        sections = [0, 0, 0]
+        at = wire.HEADER_LENGTH + len(frame.question)
+        for section, _, ttl_at, end in frame.records:
+            if end > room:
+                # RFC 2181 section 9: TC says that an answer is missing, not that an addition is.
+                flags |= wire.TC if section < 3 else 0
+                break
+            sections[section - 1] += 1
+            body += self.reply[at:ttl_at]
+            body += _TTL.pack(max(0, min(_TTL.unpack_from(self.reply, ttl_at)[0], MAX_TTL) - age))
+            body += self.reply[ttl_at + 4 : end]
+            at = end
+        return wire.frame(
+            query.id, flags, query.question, (*sections[:2], sections[2] + bool(tail)), bytes(body) + tail
+        )
+
+
+def _lifetime(reply: bytes, frame: Frame) -> int:
+    """How many seconds *reply* may be kept."""
+    if frame.flags & wire.TC:
+        return 0  # RFC 2181 section 9: a cut reply is not cached
+    ttls = [_TTL.unpack_from(reply, ttl_at)[0] for section, _, ttl_at, _ in frame.records if section < 3]
+    asked = int.from_bytes(frame.question[-4:-2])
+    answered = any(section == 1 and rtype in (asked, wire.CNAME) for section, rtype, *_ in frame.records)
+    if frame.rcode == wire.NOERROR and (answered or (asked == wire.ANY and ttls)):
+        lifetime = min(ttls)
+    elif frame.rcode in (wire.NOERROR, wire.NXDOMAIN):
+        minima = [
+            min(_TTL.unpack_from(reply, ttl_at)[0], _TTL.unpack_from(reply, end - 4)[0])
+            for section, rtype, ttl_at, end in frame.records
+            if section == 2 and rtype == wire.SOA
+        ]
+        # RFC 2308 section 5: the lesser of the SOA's TTL and its MINIMUM; without an SOA, not at all.
+        lifetime = min([*minima, *ttls]) if minima else 0
+    else:
+        lifetime = 0
+    # RFC 2181 section 8: a TTL with the top bit set is to be read as 0.
+    return 0 if lifetime & 0x8000_0000 else min(lifetime, MAX_TTL)
+
+
+class Cache:
+    """Replies by question, the least recently used going first."""
+
+    def __init__(self, max_octets: int) -> None:
+        self._replies: LRUCache[Key, Relayed] = LRUCache(max_octets, getsizeof=_size)
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def get(self, key: Key, now: float) -> Relayed | None:
+        """Return what is kept for *key*, if it may still be given."""
+        kept = self._replies.get(key)
+        if kept is None:
+            return None
+        if now - kept.received >= kept.ttl:
+            del self._replies[key]
+            return None
+        return kept
+
+    def put(self, key: Key, relayed: Relayed) -> None:
+        """Keep *relayed* as long as its TTL allows."""
+        if relayed.ttl > 0 and _size(relayed) <= self._replies.maxsize:
+            self._replies[key] = relayed
+
+
+def _size(relayed: Relayed) -> int:
+    return len(relayed.reply) + _OVERHEAD

@@ -1,0 +1,226 @@
+"""One request in, one decision out.
+
+    decide(packet) ──> Answer    bytes to send
+                   ├─> LookUp    ask the catalogue, then decide again
+                   ├─> Forward   ask an upstream, then ``relay`` what it said
+                   └─> Drop      say nothing
+
+Laws:
+- Pure: no sockets, no waiting; clock and randomness are arguments. Whoever calls acts on the decision.
+- What is decided once is remembered in ``tables``; the server answers from there without coming here.
+- ``learn`` is the only way in which the catalogue changes what is answered, and it drops exactly the answers
+  that were made from what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Literal
+
+from discovery.model import Query as CatalogueQuery
+from resolver import wire, zone
+from resolver.answers import Limits, Prepared, Table, prepare
+from resolver.cache import Cache, Relayed, key_of
+from resolver.wire import fold_question, refuse
+from resolver.zone import Fact, Found, Need, Unknown, ZoneSettings
+
+__all__ = ["Answer", "AnswerSettings", "Decision", "Drop", "Engine", "Forward", "LookUp", "Transport"]
+
+Transport = Literal["udp", "tcp"]
+
+_MAX_UDP_ANSWERS: Final = 8  # Consul: to clients that take 512 octets, whatever udp_answer_limit says
+_MAX_TCP_ANSWERS: Final = 4096  # Consul: a reply of 64 KiB holds no more
+_MAX_TCP_SIZE: Final = 65_535  # octets (RFC 1035 section 4.2.2)
+
+# Extended DNS errors (RFC 8914 section 4).
+_STALE_ANSWER: Final = 3
+_NO_REACHABLE_AUTHORITY: Final = 22
+_NETWORK_ERROR: Final = 23
+
+_RELAYED: Final = "relayed"
+"""What prepared replies of upstreams are made from: the second in which their TTLs are right."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """What bounds the answers of this server. The first three are Consul's, with its defaults."""
+
+    udp_answer_limit: int = 3
+    """Instances in a reply over UDP to a client that takes 512 octets, as one without EDNS does."""
+    enable_truncate: bool = False
+    """Set TC when ``udp_answer_limit`` cut the answer. When its size did, TC is always set."""
+    disable_compression: bool = False
+    max_udp_size: int = 4096
+    """Octets of a UDP reply, whatever the client would take: fragments are lost more easily than TCP."""
+    cache_octets: int = 16 * 1024 * 1024
+    """For replies of upstreams: some 25,000 of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Send this."""
+
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Ask the catalogue, then decide again."""
+
+    need: CatalogueQuery
+    query: wire.Query
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Ask an upstream, then ``relay``."""
+
+    query: wire.Query
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Say nothing."""
+
+
+Decision = Answer | LookUp | Forward | Drop
+
+
+class Engine:
+    """Everything that decides about answers, and all that is remembered of them."""
+
+    def __init__(
+        self,
+        zone_settings: ZoneSettings,
+        settings: AnswerSettings,
+        *,
+        monotonic: Callable[[], float],
+        wall_clock: Callable[[], float],
+        random: Random,
+    ) -> None:
+        self.tables: dict[Transport, Table] = {"udp": Table(), "tcp": Table()}
+        self.facts: dict[CatalogueQuery, Fact] = {}
+        self._zone = zone_settings
+        self._settings = settings
+        self._monotonic = monotonic
+        self._wall_clock = wall_clock
+        self._random = random
+        self._cache = Cache(settings.cache_octets)
+
+    # Requests ----------------------------------------------------------------------------------------------
+
+    def decide(self, packet: bytes, transport: Transport) -> Decision:
+        """Decide about one request."""
+        query = wire.parse(packet)
+        if query is None:
+            return Drop()
+        if isinstance(query, wire.Refusal):
+            return Answer(refuse(query, query.rcode))
+        if query.edns is not None and query.edns.version > 0:  # RFC 6891 section 6.1.3
+            return Answer(refuse(query, wire.BADVERS))
+        if query.klass != wire.IN:  # the only class in which anything here has a meaning
+            return Answer(refuse(query, wire.REFUSED))
+
+        table = self.tables[transport]
+        limits = self._limits(query, transport)
+        question = fold_question(query.question)
+        prepared = table.get(question, limits)
+        if prepared is None:
+            match zone.resolve(query, self.facts, self._zone, int(self._wall_clock())):
+                case Found() as found:
+                    prepared = self._prepare(query, found, limits)
+                    if limits.compress or query.question == question:
+                        table.put(question, limits, prepared)
+                case Need(need):
+                    return LookUp(need, query)
+                case Unknown(why, timed_out):
+                    return self.fail(query, why, timed_out=timed_out)
+                case None:
+                    return self._outside(packet, query, limits, transport)
+        if query.plain and query.question == question:
+            table.promote(packet[2:], prepared)
+        return Answer(packet[:2] + prepared.next(query.question))
+
+    def fail(self, query: wire.Query, why: str, *, timed_out: bool) -> Answer:
+        """Return SERVFAIL with its reason: a temporary failure, never to be taken for an absent name."""
+        code = _NETWORK_ERROR if timed_out else _NO_REACHABLE_AUTHORITY
+        return Answer(refuse(query, wire.SERVFAIL, options=wire.extended_error(code, why)))
+
+    def relay(self, forward: Forward, relayed: Relayed) -> Answer:
+        """Answer with what an upstream said."""
+        return Answer(relayed.to_wire(forward.query, forward.limits, self._monotonic()))
+
+    def keep(self, query: wire.Query, relayed: Relayed) -> None:
+        """Remember what an upstream said to *query*."""
+        self._cache.put(key_of(query), relayed)
+
+    # Changes -----------------------------------------------------------------------------------------------
+
+    def learn(self, query: CatalogueQuery, fact: Fact) -> None:
+        """Take in what is known now about *query*; every answer made from what was known before is gone."""
+        if self.facts.get(query) == fact:
+            return
+        self.facts[query] = fact
+        self._drop(query)
+
+    def forget(self, query: CatalogueQuery) -> None:
+        """Know nothing about *query* any more: nobody follows it."""
+        self.facts.pop(query, None)
+        self._drop(query)
+
+    def tick(self) -> None:
+        """To be called every second: relayed replies count down in seconds, prepared ones are wrong now."""
+        for table in self.tables.values():
+            table.drop(_RELAYED)
+
+    def served(self, query: CatalogueQuery) -> int:
+        """How many answers were given from *query* since it changed last."""
+        return sum(table.served(query) for table in self.tables.values())
+
+    # Inside ------------------------------------------------------------------------------------------------
+
+    def _drop(self, query: CatalogueQuery) -> None:
+        for table in self.tables.values():
+            table.drop(query)
+
+    def _limits(self, query: wire.Query, transport: Transport) -> Limits:
+        settings, edns = self._settings, query.edns
+        if transport == "tcp":
+            size, answers = _MAX_TCP_SIZE, _MAX_TCP_ANSWERS
+        elif edns is None or edns.size <= wire.MIN_UDP_SIZE:
+            size, answers = wire.MIN_UDP_SIZE, min(_MAX_UDP_ANSWERS, settings.udp_answer_limit)
+        else:
+            size, answers = min(edns.size, settings.max_udp_size), 0
+        return Limits(
+            size=size,
+            answers=answers,
+            edns=edns is not None,
+            do=edns is not None and edns.do,
+            flags=query.flags & (wire.RD | wire.CD),
+            ad=bool(query.flags & wire.AD),
+            compress=not settings.disable_compression,
+            truncate=settings.enable_truncate,
+        )
+
+    def _prepare(self, query: wire.Query, found: Found, limits: Limits) -> Prepared:
+        options = wire.extended_error(_STALE_ANSWER, found.stale) if found.stale else b""
+        return prepare(query, found, limits, self._random, options)
+
+    def _outside(self, packet: bytes, query: wire.Query, limits: Limits, transport: Transport) -> Decision:
+        """Decide about a name that others answer for."""
+        if query.type in (wire.AXFR, wire.IXFR):
+            return Answer(refuse(query, wire.NOTIMP))
+        kept = self._cache.get(key_of(query), self._monotonic())
+        if kept is None:
+            return Forward(query, limits)
+        answer = self.relay(Forward(query, limits), kept)
+        if query.plain:
+            prepared = Prepared([answer.reply[2:]], kept.frame.rcode, query.type, frozenset({_RELAYED}))
+            question = fold_question(query.question)
+            if query.question == question:
+                self.tables[transport].put(question, limits, prepared)
+                self.tables[transport].promote(packet[2:], prepared)
+        return answer

@@ -1,0 +1,216 @@
+"""The catalogue, followed: subscriptions of ``discovery.engine`` -> facts of the resolver's engine.
+
+    engine thread:  Known ──call_soon_threadsafe──> loop:  engine.learn(query, Fact), waiting requests go on
+
+Laws:
+- Everything but the subscription's callback runs on the loop; the callback only hands over.
+- The lists of names and nodes are followed from the start, so that a name that does not exist is known not
+  to, and a flood of random names starts no watch.
+- A name is followed from the first question for it until nobody asked for a while.
+- What is too old to be told is forgotten, as if it had never been known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from discovery.engine import Engine as DiscoveryEngine
+from discovery.engine import Known
+from discovery.errors import RegistryTimeout, RequestRejected
+from discovery.model import NamesQuery, NodesQuery, Query
+from resolver.engine import Engine
+from resolver.zone import Fact, digest
+
+__all__ = ["Follower"]
+
+log = logging.getLogger("resolver")
+
+_SWEEP_PERIOD: Final = 30.0
+"""Seconds between two looks for names that nobody asks for; idle times are minutes."""
+_MAX_STRANGERS: Final = 16
+"""Data centres followed at a time that have not answered yet. Anybody can make up names of data centres, and
+each costs a watch until Consul says that it does not exist."""
+_REJECTED_KEPT: Final = 10.0
+"""Seconds for which a data centre that Consul does not know is remembered as such, without a watch."""
+_MAX_REJECTED: Final = 256
+"""Of those at a time; an attacker's names beyond them cost a request each, and no memory."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    query: Query
+    unsubscribe: Callable[[], None] = lambda: None
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+    """What to call when the first word has come."""
+    asked_at: float = 0.0
+    served: int = 0
+    """The engine's count at the last sweep."""
+    expiry: asyncio.TimerHandle | None = None
+
+
+class Follower:
+    """Follows what the engine needs to know."""
+
+    def __init__(
+        self,
+        discovery: DiscoveryEngine,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        idle: float,
+        max_stale: float,
+    ) -> None:
+        """Only remember the arguments; ``start`` subscribes.
+
+        Args:
+            idle: seconds after which a name that nobody asks for is no longer followed.
+            max_stale: seconds for which answers are given that the catalogue cannot confirm any more.
+        """
+        self._discovery = discovery
+        self._engine = engine
+        self._loop = loop
+        self._idle = idle
+        self._max_stale = max_stale
+        self._followed: dict[Query, _Followed] = {}
+        self._rejected: dict[Query, asyncio.TimerHandle] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        for query in (NamesQuery(), NodesQuery()):
+            self._follow(query)
+        self._sweeper = self._loop.call_later(_SWEEP_PERIOD, self._sweep)
+
+    def close(self) -> None:
+        """End every subscription. The discovery engine is its owner's to close."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for query in list(self._followed):
+            self._unfollow(query)
+        for timer in self._rejected.values():
+            timer.cancel()
+
+    def when_known(self, query: Query, callback: Callable[[], None]) -> None:
+        """Call *callback* as soon as anything is known about *query*, be it that it cannot be asked.
+
+        At once (in the next round of the loop) when it is known already.
+        """
+        if query in self._engine.facts:
+            self._loop.call_soon(callback)
+            return
+        followed = self._followed.get(query)
+        if followed is None:
+            if self._is_stranger(query) and self._strangers() >= _MAX_STRANGERS:
+                return  # the request ends by its own time limit
+            followed = self._follow(query)
+        followed.asked_at = self._loop.time()
+        followed.waiting.append(callback)
+
+    # On the loop --------------------------------------------------------------------------------------------
+
+    def _follow(self, query: Query) -> _Followed:
+        followed = self._followed[query] = _Followed(query, asked_at=self._loop.time())
+
+        def hand_over(known: Known) -> None:
+            # In the engine's thread: to digest a list of 10,000 names takes milliseconds that the loop lacks.
+            fact = _to_fact(query, known)
+            rejected = isinstance(known.error, RequestRejected) and known.value is None
+            try:
+                self._loop.call_soon_threadsafe(self._learn, followed, fact, known.fetched_at, rejected)
+            except RuntimeError:
+                pass  # the loop has been closed meanwhile; nobody is left to tell
+
+        followed.unsubscribe = self._discovery.subscribe(query, hand_over)
+        return followed
+
+    def _learn(self, followed: _Followed, fact: Fact, fetched_at: float, rejected: bool) -> None:
+        query = followed.query
+        if self._followed.get(query) is not followed:
+            return  # a word that was under way when the name was dropped
+        if followed.expiry is not None:
+            followed.expiry.cancel()
+            followed.expiry = None
+        if query == NamesQuery():
+            self._tell_transition(self._engine.facts.get(query), fact)
+        self._engine.learn(query, fact)
+        if rejected:
+            self._reject(query)
+        elif fact.stale and fact.value is not None:
+            # fetched_at and the loop's time are the same clock: time.monotonic.
+            delay = max(0.0, fetched_at + self._max_stale - self._loop.time())
+            followed.expiry = self._loop.call_later(delay, self._expire, query, fact)
+        waiting, followed.waiting = followed.waiting, []
+        for callback in waiting:
+            callback()
+
+    def _tell_transition(self, before: Fact | None, after: Fact) -> None:
+        if before is None or before.stale != after.stale:
+            if after.stale:
+                log.warning("the catalogue cannot be asked: %s", after.why)
+            else:
+                log.info("the catalogue answers")
+
+    def _reject(self, query: Query) -> None:
+        """Keep in mind for a while that the catalogue will not answer *query*, but free its watch."""
+        self._followed.pop(query).unsubscribe()
+        while len(self._rejected) >= _MAX_REJECTED:
+            oldest = next(iter(self._rejected))
+            self._rejected.pop(oldest).cancel()
+            self._engine.forget(oldest)
+
+        def forget() -> None:
+            del self._rejected[query]
+            self._engine.forget(query)
+
+        self._rejected[query] = self._loop.call_later(_REJECTED_KEPT, forget)
+
+    def _expire(self, query: Query, fact: Fact) -> None:
+        """Stop telling what nobody could confirm for ``max_stale`` seconds."""
+        self._engine.learn(query, Fact(None, stale=True, why=fact.why, timed_out=fact.timed_out))
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for query, followed in list(self._followed.items()):
+            if isinstance(query, NamesQuery | NodesQuery) and query.dc is None:
+                continue
+            served = self._engine.served(query)
+            if served != followed.served:
+                followed.served, followed.asked_at = served, now
+            elif now - followed.asked_at >= self._idle:
+                self._unfollow(query)
+        self._sweeper = self._loop.call_later(_SWEEP_PERIOD, self._sweep)
+
+    def _unfollow(self, query: Query) -> None:
+        followed = self._followed.pop(query)
+        if followed.expiry is not None:
+            followed.expiry.cancel()
+        followed.unsubscribe()
+        self._engine.forget(query)
+
+    @staticmethod
+    def _is_stranger(query: Query) -> bool:
+        return isinstance(query, NamesQuery | NodesQuery) and query.dc is not None
+
+    def _strangers(self) -> int:
+        """How many foreign data centres are followed without having answered."""
+        facts = self._engine.facts
+        return sum(
+            1
+            for query in self._followed
+            if self._is_stranger(query) and ((fact := facts.get(query)) is None or fact.value is None)
+        )
+
+
+def _to_fact(query: Query, known: Known) -> Fact:
+    if isinstance(known.error, RequestRejected) and known.value is None:
+        # Consul finds fault with the question itself: there is no such data centre, so nothing is in it.
+        return Fact(digest(query, {} if isinstance(query, NamesQuery) else ()))
+    return Fact(
+        digest(query, known.value),
+        stale=known.stale or known.error is not None,
+        why=str(known.error) if known.error is not None else "",
+        timed_out=isinstance(known.error, RegistryTimeout),
+    )
