@@ -157,6 +157,20 @@ class Config:
     """Instances of this zone are preferred, and those of others used when it has none."""
     strategy: str | Strategy = "round_robin"
     """Which of several instances: a name from ``discovery.balance.STRATEGIES``, or an object."""
+    static: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Services that are where they are: name as in a variable (``names.env_name``) to
+    ``host:port,host:port``. From the environment: every ``DISCOVERY_<NAME>`` that is no setting."""
+    static_file: str | None = None
+    """The same in a file, JSON or TOML (``backends.static``), read anew when it changes."""
+    dns: tuple[str, ...] = ()
+    """Name servers to ask when no Consul can be asked over HTTP: ``host``, ``host:port``, or ``auto`` for
+    those that are likely (``sources``). From the environment: ``auto`` unless DISCOVERY_DNS is set; ``off``
+    is none."""
+    domain: str = "consul"
+    """The domain of the registry in DNS."""
+    cache: str | None = None
+    """The directory of the snapshots that a cold start falls back to. From the environment: portcall's own
+    in the user's cache unless DISCOVERY_CACHE is set; ``off`` is none."""
     timeout: float = 1.0
     """What a lookup may take in all when it has to wait for a first answer."""
     wait: float = 55.0
@@ -182,15 +196,23 @@ class Config:
         """
         env = os.environ if env is None else env
         settings: dict[str, Any] = {"consul": ConsulConfig.from_env(env)}
-        for name in ("dc", "zone", "strategy"):
-            if raw := env.get(f"DISCOVERY_{name.upper()}"):
+        for name in ("dc", "zone", "strategy", "static_file", "domain"):
+            if raw := env.get(_VARIABLES[name]):
                 settings[name] = raw
-        if raw := env.get("DISCOVERY_FAILOVER"):
-            settings["failover"] = tuple(filter(None, re.split(r"[,\s]+", raw)))
+        settings["failover"] = _words(env.get(_VARIABLES["failover"], ""))
+        settings["dns"] = _words(env.get(_VARIABLES["dns"], "") or "auto", off="off")
+        settings["cache"] = env.get(_VARIABLES["cache"]) or default_cache(env)
+        if settings["cache"] == "off":
+            settings["cache"] = None
+        settings["static"] = {
+            variable.removeprefix("DISCOVERY_"): raw
+            for variable, raw in env.items()
+            if variable.startswith("DISCOVERY_") and raw and variable not in _VARIABLES.values()
+        }
         for name in _LONGEST:
-            if raw := env.get(variable := f"DISCOVERY_{name.upper()}"):
+            if raw := env.get(variable := _VARIABLES[name]):
                 settings[name] = _check_seconds(name, _number(float, raw), f"{variable}={raw!r}")
-        if raw := env.get(variable := "DISCOVERY_MAX_WATCHES"):
+        if raw := env.get(variable := _VARIABLES["max_watches"]):
             settings["max_watches"] = _check_watches(_number(int, raw), f"{variable}={raw!r}")
         settings.update(overrides)
         try:
@@ -198,6 +220,29 @@ class Config:
         except TypeError as exc:
             known = ", ".join(cls.__dataclass_fields__)
             raise ConfigurationError(f"{exc}; the settings are {known}") from exc
+
+
+_VARIABLES: Final = {
+    name: "DISCOVERY_STATIC" if name == "static_file" else f"DISCOVERY_{name.upper()}"
+    for name in Config.__dataclass_fields__
+    if name not in ("consul", "static")
+}
+"""The variable of each setting."""
+
+
+def default_cache(env: Mapping[str, str]) -> str | None:
+    """Return portcall's directory in the user's cache (XDG Base Directory Specification), None without one.
+
+    A relative path there is invalid by that specification, and would make snapshots follow ``chdir``.
+    """
+    for base in (env.get("XDG_CACHE_HOME"), env.get("HOME") and f"{env['HOME']}/.cache"):
+        if base and base.startswith("/"):
+            return f"{base}/portcall"
+    return None
+
+
+def _words(raw: str, *, off: str | None = None) -> tuple[str, ...]:
+    return () if raw == off else tuple(filter(None, re.split(r"[,\s]+", raw)))
 
 
 def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
