@@ -37,13 +37,13 @@ from registrar.owner import Owner, owner_name
 from registrar.plan import Plan, plan
 from registrar.reconcile import Reconciler
 
-__all__ = ["main"]
+__all__ = ["Parser", "main", "obey_signals"]
 
 DIFFERENCES: Final = 2
 """Exit code of ``plan`` when the agent is not in step."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises where argparse would print its usage and end the process."""
 
     def error(self, message: str) -> NoReturn:
@@ -88,7 +88,7 @@ def _main(arguments: list[str]) -> int:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     description, _, _ = (__doc__ or "").partition("Exit codes")
-    parser = _Parser(
+    parser = Parser(
         prog=f"registrar {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -126,12 +126,12 @@ def _run(options: argparse.Namespace) -> int:
     logging.getLogger("registrar").setLevel(logging.INFO)
     with closing(open_backend(settings.uri, settings.discovery)) as backend, closing(Docker()) as engine:
         reconciler = Reconciler(engine, backend, settings, hostname=socket.gethostname())
-        _obey_signals(reconciler)
+        obey_signals(reconciler)
         reconciler.run()
     return 0
 
 
-def _obey_signals(reconciler: Reconciler) -> None:
+def obey_signals(reconciler: Reconciler) -> None:
     """SIGTERM and SIGINT end the process, SIGHUP has it look at everything.
 
     A signal handler runs in the middle of the main thread, which may hold the very locks that ``stop``

@@ -19,8 +19,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -45,6 +45,7 @@ class Agent:
 
     Args:
         http: where to listen; port 0 takes a free one.
+        also: further addresses to listen on, docker0's for example.
         node: the node's name; None is this host's.
         dc: the name of the data centre.
         address: what the node advertises: instances without an address of their own are reached there.
@@ -56,6 +57,7 @@ class Agent:
         self,
         *,
         http: tuple[str, int] = ("127.0.0.1", 8500),
+        also: Sequence[tuple[str, int]] = (),
         node: str | None = None,
         dc: str = "dc1",
         address: str = "127.0.0.1",
@@ -71,6 +73,7 @@ class Agent:
             meta={"consul-network-segment": "", "consul-version": VERSION},
         )
         self._http = http
+        self._also = tuple(also)
         self._check_update_interval = check_update_interval
         self._life: _Life | None = None
         self._closed = threading.Event()
@@ -104,8 +107,8 @@ class Agent:
         """
         if self._life is None:
             self._closed.clear()
-            self._life = _Life(self.node, self._http, self._check_update_interval)
-            self._http = self._life.address
+            self._life = _Life(self.node, (self._http, *self._also), self._check_update_interval)
+            self._http = self._life.addresses[0]
         return self
 
     def close(self) -> None:
@@ -134,9 +137,12 @@ class Agent:
 class _Life:
     """An agent from its start to its end; creating it is the start."""
 
-    def __init__(self, node: Node, http: tuple[str, int], check_update_interval: float) -> None:
-        self._server = Server(http, self._serve)  # first: only this can fail
-        self.address = self._server.address
+    def __init__(self, node: Node, http: Sequence[tuple[str, int]], check_update_interval: float) -> None:
+        # First: only this can fail, and a second address that is taken must not leave the first one open.
+        with ExitStack() as opened:
+            self._servers = [opened.enter_context(closing(Server(address, self._serve))) for address in http]
+            opened.pop_all()
+        self.addresses = [server.address for server in self._servers]
         self._lock = threading.Lock()
         self._ending = False
         self._waiting: dict[Topic, set[Peer]] = {}
@@ -150,7 +156,8 @@ class _Life:
         self._earlier = threading.Condition(self._lock)
         self._ticker = threading.Thread(target=self._tick, name="agent-ticker", daemon=True)
         self._ticker.start()
-        self._server.start()
+        for server in self._servers:
+            server.start()
 
     def end(self) -> None:
         with self._lock:
@@ -159,7 +166,8 @@ class _Life:
             for peers in self._waiting.values():
                 for peer in peers:
                     peer.ring()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self._runner.close()
         self._ticker.join()
 

@@ -127,7 +127,8 @@ class Server:
             for connection in self._connections:
                 _shut_down(connection)  # wakes its thread out of whatever it does with it
         _shut_down(self._listener)
-        self._acceptor.join(_JOIN_TIMEOUT)
+        if self._acceptor.ident is not None:  # closed before it was started: another address was taken
+            self._acceptor.join(_JOIN_TIMEOUT)
         self._listener.close()
         for thread in threads:
             thread.join(_JOIN_TIMEOUT)
