@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NewType, NoReturn, TypeVar, overload
 
+from discovery.errors import Attempt, DiscoveryError
+
 __all__ = [
     "Address",
     "Check",
@@ -264,6 +266,13 @@ class Reply:
     """False: a server without a leader answered from what it had."""
     last_contact: float = 0.0
     """Seconds since that server last heard from the leader."""
+    source: Source = "http"
+    where: str = ""
+    """The address of what answered, for people."""
+    attempts: tuple[Attempt, ...] = ()
+    """What was asked in vain before."""
+    error: DiscoveryError | None = None
+    """Set when this is what was known once, and why nothing newer can be had."""
 
 
 # --- what application code sees ----------------------------------------------------------------------
