@@ -53,8 +53,11 @@ def show(text: str) -> None:
         print(paint("2", "   │ ") + line)
 
 
-def command(*words: object) -> None:
-    print(paint("36", "   $ " + shlex.join(map(str, words))))
+def command(*words: object, background: bool = False) -> None:
+    """Show a command as the reader would type it: this interpreter and our files by their short names."""
+    short = {sys.executable: "python3", str(SERVICE / "service.py"): "service.py"}
+    line = shlex.join(short.get(str(word), str(word)) for word in words)
+    print(paint("36", f"   $ {line}{' &' if background else ''}"))
 
 
 def paint(code: str, text: str) -> str:
@@ -82,7 +85,7 @@ class Tour:
 
     def start(self, *words: object) -> subprocess.Popen[bytes]:
         """Start a program of portcall in the background, and have it stopped at the end."""
-        command(*words, "&")
+        command(*words, background=True)
         process = subprocess.Popen(
             [BIN / str(words[0]), *map(str, words[1:])],
             env=self.env,
@@ -149,7 +152,7 @@ def with_processes(tour: Tour) -> Callable[[], None]:
     copies = []
     for _ in range(2):
         port = free_port()
-        words = ["register", NAME, "--port", port, "--check-http", "/health"]
+        words = ["register", NAME, "--port", port]
         copies.append(tour.start("discovery", *words, "--", sys.executable, SERVICE / "service.py", port))
 
     def stop_one() -> None:
