@@ -106,6 +106,7 @@ def assert_seen(
     except AssertionError:
         took = math.inf
     story = "\n".join([f"{host.name} was to see {sorted(wanted)} within {within} s, and saw:", *history])
+    print(story)  # for `pytest -rP`: how much of the time that was allowed it took
     assert took <= within, story
 
 
