@@ -186,7 +186,6 @@ class _Run:
         self._replies = replies * max(1, _RUN // len(replies))
         self._finished = 0
         self._iterator: Iterator[bytes] = iter(())
-        self.wind_up()
 
     @property
     def served(self) -> int:

@@ -1,4 +1,8 @@
-"""The command line: ``resolver run``, ``resolver query``, ``resolver explain``."""
+"""The command line: ``resolver run``, ``resolver query``, ``resolver explain``.
+
+Exit codes: 0 ok, 1 anything unforeseen, 2 wrong usage, 3 no such name or nothing to answer with,
+5 no answer: the registry, or the resolver that was asked, is away or failed.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,24 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from discovery.backends import open_backend
+import dns.exception
+import dns.flags
+import dns.message
+import dns.query
+import dns.rcode
+
+from discovery import sources
+from discovery.backends import Backend, open_backend
 from discovery.config import Config
-from discovery.errors import ConfigurationError, DiscoveryError
+from discovery.errors import ConfigurationError, DiscoveryError, RegistryError, RegistryUnavailable
+from resolver import wire
 from resolver.config import Endpoint, Settings, apply_agent_config, read_agent_config
+from resolver.explain import explain
 from resolver.forward import Upstream
 from resolver.server import Resolver
 
@@ -21,9 +35,18 @@ __all__ = ["main"]
 
 log = logging.getLogger("resolver")
 
+_NOT_FOUND: Final = 3
+_NO_ANSWER: Final = 5
+_EXIT_CODES: Final[Mapping[type[DiscoveryError], int]] = {
+    ConfigurationError: 2,
+    RegistryUnavailable: _NO_ANSWER,
+    RegistryError: _NO_ANSWER,
+}
+_QUERY_TIMEOUT: Final = 6.0  # s; longer than the resolver itself lets any question take
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Run the command line and return the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
@@ -34,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.command(options)
     except DiscoveryError as exc:
         print(f"resolver: {exc}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `resolver query ... | head`
+        return next((code for kind, code in _EXIT_CODES.items() if isinstance(exc, kind)), 1)
+    except BrokenPipeError:
+        # The reader of our pipe left (``resolver query web | head``); Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
@@ -54,29 +78,45 @@ def _parser() -> argparse.ArgumentParser:
         "--listen", action="append", metavar="ADDR:PORT", help="repeatable; default: 127.0.0.1:53"
     )
     run.add_argument(
-        "--consul", metavar="URL", help="the agent to follow; default: CONSUL_HTTP_ADDR, else local"
-    )
-    run.add_argument(
         "--upstream",
         action="append",
         metavar="IP[:PORT]",
         help="where other names are asked, in this order; default: /etc/resolv.conf",
     )
-    run.add_argument("--config", type=Path, metavar="FILE", help="Consul agent configuration (JSON)")
-    run.add_argument("--max-stale", type=float, metavar="SECONDS", help="give last-known answers for so long")
+    run.add_argument("--max-stale", type=float, metavar="SECONDS", help="how long to give last-known answers")
+
+    query = commands.add_parser("query", help="ask a resolver and print what it says")
+    query.set_defaults(command=_query)
+    query.add_argument("name", metavar="NAME", help="without a dot: that service")
+    query.add_argument("type", metavar="TYPE", nargs="?", default="A")
+    query.add_argument("--server", metavar="ADDR:PORT", default="127.0.0.1:53")
+    query.add_argument("--tcp", action="store_true")
+
+    why = commands.add_parser("explain", help="say why an instance is in the answer, or why not")
+    why.set_defaults(command=_explain)
+    why.add_argument("name", metavar="NAME", help="without a dot: that service")
+    why.add_argument("type", metavar="TYPE", nargs="?", default="A")
+
+    for command in (run, why):
+        command.add_argument(
+            "--consul", metavar="URL", help="the agent to ask; default: CONSUL_HTTP_ADDR, else the local one"
+        )
+        command.add_argument("--config", type=Path, metavar="FILE", help="Consul agent configuration (JSON)")
     return parser
+
+
+# --- run ---------------------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    config = Config.from_env(idle=settings.idle)
-    if options.consul:
-        config = replace(config, consul=config.consul.at(options.consul, origin="--consul"))
-    backend = open_backend("consul://", config)
+    config = _client_config(options, settings)
+    backend = _backend(config)
     resolver = Resolver(settings, backend, config=config)
 
     def ready() -> None:
-        log.info("answering on %s, following %s", ", ".join(map(str, resolver.addresses)), backend.where)
+        listening = ", ".join(map(str, resolver.addresses))
+        log.info("answering on %s, following %s", listening, backend.where)
 
     try:
         resolver.run(ready)
@@ -97,16 +137,95 @@ def _settings(options: argparse.Namespace) -> Settings:
         settings, warnings = apply_agent_config(settings, raw, origin=str(options.config))
         for warning in warnings:
             log.warning("%s", warning)
-    if options.listen:
+    if getattr(options, "listen", None):
         listen = tuple(Endpoint.from_text(one, origin="--listen") for one in options.listen)
         settings = replace(settings, listen=listen)
-    if options.upstream:
+    if getattr(options, "upstream", None):
         found = (Endpoint.from_text(one, origin="--upstream") for one in options.upstream)
         settings = replace(settings, upstreams=tuple(Upstream(one.host, one.port) for one in found))
-    if options.max_stale is not None:
-        if not options.max_stale >= 0:
-            raise ConfigurationError(
-                f"--max-stale={options.max_stale!r} is not possible: give seconds from 0"
-            )
-        settings = replace(settings, max_stale=options.max_stale)
+    if (max_stale := getattr(options, "max_stale", None)) is not None:
+        if not max_stale >= 0:
+            raise ConfigurationError(f"--max-stale={max_stale!r} is not possible: give seconds from 0")
+        settings = replace(settings, max_stale=max_stale)
     return settings
+
+
+def _client_config(options: argparse.Namespace, settings: Settings) -> Config:
+    config = Config.from_env(idle=settings.idle)
+    if options.consul:
+        config = replace(config, consul=config.consul.at(options.consul, origin="--consul"))
+    return config
+
+
+def _backend(config: Config) -> Backend:
+    try:
+        return sources.find(config)
+    except RegistryUnavailable as exc:
+        # Started before its agent, as at boot: it will be followed as soon as it comes up.
+        log.warning("%s; going on with %s", exc, config.consul.url)
+        return open_backend("consul://", config)
+
+
+# --- query, explain ----------------------------------------------------------------------------------------
+
+
+def _question(options: argparse.Namespace) -> tuple[str, str]:
+    """Return name and type as they are asked; a bare word means that service."""
+    name = options.name if "." in options.name else f"{options.name}.service.consul"
+    try:
+        wire.name_from_text(name)
+        return name, wire.type_to_text(wire.type_from_text(options.type))
+    except wire.Malformed as exc:
+        raise ConfigurationError(str(exc)) from exc
+
+
+def _query(options: argparse.Namespace) -> int:
+    name, qtype = _question(options)
+    server = Endpoint.from_text(options.server, origin="--server")
+    request = dns.message.make_query(name, qtype, use_edns=0, payload=wire.OUR_UDP_SIZE)
+    try:
+        if options.tcp:
+            reply = dns.query.tcp(request, server.host, port=server.port, timeout=_QUERY_TIMEOUT)
+        else:
+            reply, _ = dns.query.udp_with_fallback(
+                request, server.host, port=server.port, timeout=_QUERY_TIMEOUT
+            )
+    except (OSError, dns.exception.DNSException) as exc:
+        print(f"resolver: no answer from {server}: {exc or type(exc).__name__}", file=sys.stderr)
+        return _NO_ANSWER
+    rcode = dns.rcode.to_text(reply.rcode())
+    took = f"{reply.time * 1000:.1f} ms" if reply.time else "no time"
+    print(f"{name} {qtype}: {rcode}, {_count(reply)} from {server} in {took}")
+    for option in reply.options:
+        print(f"  {option.to_text()}")
+    for section, rrsets in (
+        ("", reply.answer),
+        ("authority: ", reply.authority),
+        ("also: ", reply.additional),
+    ):
+        for rrset in rrsets:
+            for record in rrset:
+                print(f"  {section}{rrset.name} {rrset.ttl} {wire.type_to_text(rrset.rdtype)} {record}")
+    if reply.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+        return _NO_ANSWER
+    return 0 if reply.answer else _NOT_FOUND
+
+
+def _count(reply: dns.message.Message) -> str:
+    count = sum(len(rrset) for rrset in reply.answer)
+    truncated = ", truncated" if reply.flags & dns.flags.TC else ""
+    return f"{count} {'record' if count == 1 else 'records'}{truncated}"
+
+
+def _explain(options: argparse.Namespace) -> int:
+    name, qtype = _question(options)
+    settings = _settings(options)
+    backend = sources.find(_client_config(options, settings))
+    try:
+        explanation = explain(name, qtype, backend.read, settings.zone)
+    finally:
+        backend.close()
+    print(f"{name} {qtype}, by the catalogue at {backend.where}")
+    for line in explanation.lines:
+        print(f"  {line}")
+    return 0 if explanation.answered else _NOT_FOUND

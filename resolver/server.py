@@ -19,12 +19,14 @@ import functools
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Protocol, Self, cast
 
 from discovery.backends import Catalogue
 from discovery.config import Config
@@ -327,11 +329,56 @@ class _Service:
         return self._loop
 
 
+class _Datagrams(Protocol):
+    """Where the hot loop gets requests and leaves replies; a socket is one."""
+
+    def recvfrom(self, size: int, /) -> tuple[bytes, Any]:
+        """Return a request and where to reply; raise OSError when there is none."""
+
+    def sendto(self, reply: bytes, where: Any, /) -> object:
+        """Reply to where ``recvfrom`` said."""
+
+
+class _WildcardDatagrams:
+    """A UDP socket bound to all addresses, whose replies leave from the address that was asked.
+
+    Left to itself the kernel picks the address by the route back, and a client that asked another one drops
+    the reply (RFC 2181 section 4.1).
+    """
+
+    _IP_PKTINFO: Final = 8  # of Linux; Python does not name it
+    _SPACE: Final = socket.CMSG_SPACE(20)  # struct in6_pktinfo, the larger of the two
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, self._IP_PKTINFO, 1)
+
+    def recvfrom(self, size: int, /) -> tuple[bytes, Any]:
+        packet, ancillary, _, client = self._sock.recvmsg(size, self._SPACE)
+        replies = []
+        for level, kind, data in ancillary:
+            if level == socket.IPPROTO_IP and kind == self._IP_PKTINFO:
+                # struct in_pktinfo: interface, local address, destination. Interface 0: as routes say.
+                replies.append((level, kind, bytes(4) + data[4:8] + bytes(4)))
+            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+                replies.append((level, kind, data))
+        return packet, (replies, client)
+
+    def sendto(self, reply: bytes, where: Any, /) -> object:
+        ancillary, client = where
+        return self._sock.sendmsg([reply], ancillary, 0, client)
+
+
 class _UdpEndpoint:
     """One UDP socket and its hot loop."""
 
     def __init__(self, sock: socket.socket, service: _Service) -> None:
         self.sock = sock
+        wildcard = ip_address(sock.getsockname()[0]).is_unspecified and sys.platform == "linux"
+        self._datagrams: _Datagrams = _WildcardDatagrams(sock) if wildcard else sock
         self._service = service
         self._table = service.hot("udp")
 
@@ -341,7 +388,7 @@ class _UdpEndpoint:
         asyncio's own datagram transport costs four times as much: a callback, a queue and a wake-up for each
         packet. Here a wake-up serves a batch, and a known question costs a look-up and two system calls.
         """
-        recvfrom, sendto, hot = self.sock.recvfrom, self.sock.sendto, self._table.hot.get
+        recvfrom, sendto, hot = self._datagrams.recvfrom, self._datagrams.sendto, self._table.hot.get
         for _ in range(_BATCH):
             try:
                 packet, client = recvfrom(_MAX_REQUEST)
@@ -362,7 +409,7 @@ class _UdpEndpoint:
 
     def _send(self, client: Any, reply: bytes) -> None:
         try:
-            self.sock.sendto(reply, client)
+            self._datagrams.sendto(reply, client)
         except OSError:
             pass  # the client's network is gone or the queue is full; over UDP the client asks again
 

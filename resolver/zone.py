@@ -130,6 +130,8 @@ class Found:
     """Why some of them are stale; empty when all are fresh."""
     lasting: bool = False
     """It belongs to a name of the catalogue, of which there are finitely many: worth keeping prepared."""
+    left_out: tuple[tuple[ServiceEntry, str], ...] = ()
+    """The instances that are not in the answer because of their checks or tags, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,36 @@ def _soa_record(zone: Name, server: Name, soa: Soa, serial: int) -> Record:
     return Record(zone, wire.SOA, soa.min_ttl, data)
 
 
+# --- which instances -----------------------------------------------------------------------------------
+
+
+def service_and_tag(parts: tuple[str, ...]) -> tuple[str, str]:
+    """Split what stands left of the keyword into the service's name and the tag to filter by, if any."""
+    match parts:
+        case (service, proto) if service.startswith("_") and proto.startswith("_"):
+            # RFC 2782 notation. ``_tcp`` is what everybody writes, so Consul takes it for no filter.
+            return service[1:], "" if proto == "_tcp" else proto[1:]
+    # Consul: all labels left of the name, dots and all, are one tag.
+    return parts[-1], ".".join(parts[:-1])
+
+
+def rejection(entry: ServiceEntry, tag: str, settings: ZoneSettings) -> str:
+    """Say why *entry* is not to be given to clients; empty when it is.
+
+    Consul: critical checks, the node's included, take an instance out, and warning ones only on request.
+    Maintenance is a critical check with a reserved name, so it needs no rule of its own.
+    """
+    if tag and tag not in map(fold, entry.tags):
+        return f"it has no tag {tag!r} (tags: {', '.join(entry.tags) or 'none'})"
+    bad = {"critical", "warning"} if settings.only_passing else {"critical"}
+    for check in entry.checks:
+        if check.status in bad:
+            whose = "check" if check.service_id else "node check"
+            said = " ".join(check.output.split())[:120]
+            return f"{whose} {check.id!r} is {check.status}" + (f": {said}" if said else "")
+    return ""
+
+
 # --- our zone ------------------------------------------------------------------------------------------
 
 
@@ -230,6 +262,7 @@ class _Zone:
     alternative domain could not resolve others."""
     uses: set[Query] = field(default_factory=set)
     stale: str = ""
+    left_out: list[tuple[ServiceEntry, str]] = field(default_factory=list)
 
     def answer(self, labels: tuple[bytes, ...]) -> Outcome:
         """Find the rule for the name; *labels* are folded and stripped of the domain."""
@@ -280,14 +313,7 @@ class _Zone:
 
     def service(self, parts: tuple[str, ...], dc: str | None) -> Outcome:
         """``[tag.]name.service`` and RFC 2782's ``_name._proto.service``."""
-        match parts:
-            case (service, proto) if service.startswith("_") and proto.startswith("_"):
-                name, tag = service[1:], proto[1:]
-                if tag == "tcp":  # the protocol everybody writes; no filter
-                    tag = ""
-            case _:
-                name, tag = parts[-1], ".".join(parts[:-1])
-
+        name, tag = service_and_tag(parts)
         query = ServiceQuery(ServiceName(name), dc)
         fact = self.facts.get(query)
         if fact is None:
@@ -295,9 +321,12 @@ class _Zone:
         self.use(query, fact)
         if fact.value is None:
             return self.unknown(fact)
-        entries = [
-            entry for entry in fact.value if self.usable(entry) and (not tag or tag in map(fold, entry.tags))
-        ]
+        entries = []
+        for entry in fact.value:
+            if why := rejection(entry, tag, self.settings):
+                self.left_out.append((entry, why))
+            else:
+                entries.append(entry)
         if not entries:
             return self.unknown(fact) if fact.stale else self.nothing()
         return self.instances(entries, self.service_ttl(name), remote=dc is not None)
@@ -421,13 +450,6 @@ class _Zone:
 
     # The rules behind them --------------------------------------------------------------------------------
 
-    def usable(self, entry: ServiceEntry) -> bool:
-        """Consul: critical checks, the node's included, take an instance out; warning only on request.
-
-        Maintenance is a critical check with a reserved name, so it needs no rule of its own.
-        """
-        return entry.status == "passing" or (entry.status == "warning" and not self.settings.only_passing)
-
     def service_ttl(self, name: str) -> int:
         """Consul: the exact name, then the longest ``prefix*``."""
         ttls = self.settings.service_ttl
@@ -515,21 +537,20 @@ class _Zone:
             self.stale = self.stale or fact.why or "the catalogue cannot be asked"
 
     def found(self, choices: tuple[Choice, ...], *, limit: int = 0) -> Found:
-        return Found(
-            choices=tuple(choice for choice in choices if choice.answer),
-            limit=limit,
-            uses=frozenset(self.uses),
-            stale=self.stale,
-            lasting=True,
+        return self.end(
+            choices=tuple(choice for choice in choices if choice.answer), limit=limit, lasting=True
         )
 
     def empty(self, *, lasting: bool = False) -> Found:
         """NODATA: the name exists and has no such record."""
-        return Found(authority=(self.soa(),), uses=frozenset(self.uses), stale=self.stale, lasting=lasting)
+        return self.end(authority=(self.soa(),), lasting=lasting)
 
     def nothing(self) -> Found:
         """NXDOMAIN: neither the name nor anything below it exists."""
-        return Found(wire.NXDOMAIN, authority=(self.soa(),), uses=frozenset(self.uses), stale=self.stale)
+        return self.end(rcode=wire.NXDOMAIN, authority=(self.soa(),))
+
+    def end(self, **fields: Any) -> Found:
+        return Found(**fields, uses=frozenset(self.uses), stale=self.stale, left_out=tuple(self.left_out))
 
     def unknown(self, fact: Fact) -> Unknown:
         why = fact.why or "the catalogue cannot be asked"

@@ -1,0 +1,368 @@
+"""resolver.zone: Consul's rules, as tables from question to records."""
+
+from __future__ import annotations
+
+import dns.message
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discovery.model import NamesQuery, NodesQuery, ServiceName, ServiceQuery
+from resolver import wire
+from resolver.answers import Limits, render
+from resolver.wire import Name, name_from_text
+from resolver.zone import Fact, Found, Need, Soa, Unknown, ZoneSettings, resolve
+from tests.resolver.world import SERIAL, entry, facts, lines, node, query
+
+SETTINGS = ZoneSettings()
+ALL = Limits(size=65535, answers=0, edns=False)
+V6 = "2001:db8::7"
+
+
+def reply(name: str, qtype: str, known: dict, settings: ZoneSettings = SETTINGS) -> dns.message.Message:  # type: ignore[type-arg]
+    asked = query(name, qtype)
+    found = resolve(asked, known, settings, SERIAL)
+    assert isinstance(found, Found), found
+    return dns.message.from_wire(b"\0\1" + render(asked.question, found, found.choices, ALL))
+
+
+def answer(name: str, qtype: str, known: dict, settings: ZoneSettings = SETTINGS) -> list[str]:  # type: ignore[type-arg]
+    """The answer section; a negative answer as ``NXDOMAIN`` or ``NODATA``, with its SOA checked."""
+    message = reply(name, qtype, known, settings)
+    if message.answer:
+        assert message.rcode() == 0
+        assert not message.authority
+        return lines(message.answer)
+    (soa,) = lines(message.authority)  # RFC 2308 sections 2.1 and 2.2
+    assert " SOA " in soa
+    return ["NXDOMAIN" if message.rcode() == 3 else "NODATA"]
+
+
+WEB = facts(
+    entry("web", "10.0.0.1", 8001, tags=["v1", "Blue.Green"]),
+    entry("web", "10.0.0.2", 8002, tags=["v2", "udp"], on=node("host-2", "10.1.0.2")),
+    entry("web", V6, 8003),
+    entry("api", "", 9000, on=node("Host.3", "10.1.0.3", meta={"rack": "r1", "rfc1035-motd": "hi"})),
+    entry("sick", "10.0.0.9", 80, status="critical"),
+    entry("shaky", "10.0.0.8", 80, status="warning", weights=(5, 2)),
+    entry("ext", "www.example.test", 443),
+)
+
+RULES = [
+    # services
+    ("web.service.consul", "A", ["web.service.consul. 0 A 10.0.0.1", "web.service.consul. 0 A 10.0.0.2"]),
+    ("web.service.consul", "AAAA", [f"web.service.consul. 0 AAAA {V6}"]),
+    ("web.service.dc1.consul", "AAAA", [f"web.service.dc1.consul. 0 AAAA {V6}"]),
+    ("web.service.dc1.dc.consul", "AAAA", [f"web.service.dc1.dc.consul. 0 AAAA {V6}"]),
+    ("wEb.SerVice.DC1.consUL", "AAAA", [f"wEb.SerVice.DC1.consUL. 0 AAAA {V6}"]),
+    ("api.service.consul", "A", ["api.service.consul. 0 A 10.1.0.3"]),
+    ("api.service.consul", "AAAA", ["NODATA"]),
+    ("api.service.consul", "MX", ["NODATA"]),
+    ("api.service.consul", "TXT", ["NODATA"]),
+    ("api.service.consul", "HTTPS", ["NODATA"]),
+    ("nope.service.consul", "A", ["NXDOMAIN"]),
+    ("nope.service.consul", "AAAA", ["NXDOMAIN"]),
+    ("sick.service.consul", "A", ["NXDOMAIN"]),
+    ("sick.service.consul", "SRV", ["NXDOMAIN"]),
+    ("shaky.service.consul", "A", ["shaky.service.consul. 0 A 10.0.0.8"]),
+    ("a.b.service.consul", "A", ["NXDOMAIN"]),
+    ("web.service.dc1.x.consul", "A", ["NXDOMAIN"]),
+    # tags, RFC 2782
+    ("v1.web.service.consul", "A", ["v1.web.service.consul. 0 A 10.0.0.1"]),
+    ("blue.green.web.service.consul", "A", ["blue.green.web.service.consul. 0 A 10.0.0.1"]),
+    ("v9.web.service.consul", "A", ["NXDOMAIN"]),
+    ("_web._tcp.service.consul", "AAAA", [f"_web._tcp.service.consul. 0 AAAA {V6}"]),
+    ("_web._udp.service.consul", "A", ["_web._udp.service.consul. 0 A 10.0.0.2"]),
+    ("_web._v1.service.consul", "A", ["_web._v1.service.consul. 0 A 10.0.0.1"]),
+    ("_web._v1.consul", "SRV", ["_web._v1.consul. 0 SRV 1 1 8001 0a000001.addr.dc1.consul."]),
+    ("_web._v1.consul", "A", ["NXDOMAIN"]),
+    # SRV: targets and weights
+    ("v2.web.service.consul", "SRV", ["v2.web.service.consul. 0 SRV 1 1 8002 0a000002.addr.dc1.consul."]),
+    ("api.service.consul", "SRV", ["api.service.consul. 0 SRV 1 1 9000 Host.3.node.dc1.consul."]),
+    ("shaky.service.consul", "SRV", ["shaky.service.consul. 0 SRV 1 2 80 0a000008.addr.dc1.consul."]),
+    ("ext.service.consul", "SRV", ["ext.service.consul. 0 SRV 1 1 443 www.example.test."]),
+    # names instead of addresses
+    ("ext.service.consul", "A", ["ext.service.consul. 0 CNAME www.example.test."]),
+    ("ext.service.consul", "AAAA", ["ext.service.consul. 0 CNAME www.example.test."]),
+    ("ext.service.consul", "MX", ["NODATA"]),
+    # nodes
+    ("host-2.node.consul", "A", ["host-2.node.consul. 0 A 10.1.0.2"]),
+    ("host-2.node.dc1.consul", "AAAA", ["NODATA"]),
+    ("host.3.node.consul", "A", ["host.3.node.consul. 0 A 10.1.0.3"]),
+    (
+        "host.3.node.consul",
+        "TXT",
+        ['host.3.node.consul. 0 TXT "hi"', 'host.3.node.consul. 0 TXT "rack=r1"'],
+    ),
+    ("nope.node.consul", "A", ["NXDOMAIN"]),
+    ("web.service.node.consul", "A", ["NXDOMAIN"]),  # a node "web.service"
+    ("node.service.consul", "A", ["NXDOMAIN"]),  # a service "node"
+    # addresses in names
+    ("0a000001.addr.consul", "A", ["0a000001.addr.consul. 0 A 10.0.0.1"]),
+    ("0A000001.addr.anything.consul", "A", ["0A000001.addr.anything.consul. 0 A 10.0.0.1"]),
+    ("0a000001.addr.consul", "AAAA", ["NODATA"]),
+    (
+        "20010db8000000000000000000000007.addr.consul",
+        "AAAA",
+        [f"20010db8000000000000000000000007.addr.consul. 0 AAAA {V6}"],
+    ),
+    ("0a0000.addr.consul", "A", ["NXDOMAIN"]),
+    ("0a00000g.addr.consul", "A", ["NXDOMAIN"]),
+    ("0a000001x.addr.consul", "A", ["NXDOMAIN"]),
+    ("x.0a000001.addr.consul", "A", ["NXDOMAIN"]),
+    # the zone itself; names above existing names exist (RFC 8020)
+    ("consul", "A", ["NODATA"]),
+    ("service.consul", "A", ["NODATA"]),
+    ("node.dc1.consul", "A", ["NODATA"]),
+    ("dc1.consul", "A", ["NODATA"]),
+    ("web.consul", "A", ["NXDOMAIN"]),
+    (
+        "web.service.consul",
+        "SOA",
+        [f"consul. 0 SOA ns.consul. hostmaster.consul. {SERIAL} 3600 600 86400 0"],
+    ),
+    # names that mean the same everywhere
+    ("localhost", "A", ["localhost. 86400 A 127.0.0.1"]),
+    ("x.localhost", "AAAA", ["x.localhost. 86400 AAAA ::1"]),
+    ("localhost", "MX", ["NODATA"]),
+    ("a.invalid", "A", ["NXDOMAIN"]),
+    ("a.onion", "A", ["NXDOMAIN"]),
+]
+
+
+@pytest.mark.parametrize(("name", "qtype", "expected"), RULES, ids=lambda v: v if isinstance(v, str) else "")
+def test_rules(name: str, qtype: str, expected: list[str]) -> None:
+    assert answer(name, qtype, WEB) == expected
+
+
+def test_any_gives_both_families() -> None:
+    assert [line.split()[2] for line in answer("web.service.consul", "ANY", WEB)] == ["A", "A", "AAAA"]
+
+
+def test_zone_transfers_are_not_implemented() -> None:
+    found = resolve(query("consul", "AXFR"), WEB, SETTINGS, SERIAL)
+    assert isinstance(found, Found)
+    assert found.rcode == wire.NOTIMP
+
+
+@pytest.mark.parametrize("name", ["www.example.test", "consul.example.test", ".", "10.in-addr.arpa"])
+def test_other_names_are_not_ours(name: str) -> None:
+    assert resolve(query(name), WEB, SETTINGS, SERIAL) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["b\\.c.service.consul", "caf\\195\\169.service.consul", "\\000.web.service.consul"]
+)
+def test_labels_that_no_name_can_hold_are_names_that_do_not_exist(name: str) -> None:
+    known = facts(entry("c"), entry("b.c"), entry("web"))
+    assert answer(name, "A", known) == ["NXDOMAIN"]
+
+
+# --- SRV targets and what comes with them
+
+
+def test_srv_brings_the_addresses_of_its_targets_and_the_meta_of_their_nodes() -> None:
+    message = reply("api.service.consul", "SRV", WEB)
+    assert lines(message.additional) == [
+        "Host.3.node.dc1.consul. 0 A 10.1.0.3",
+        'Host.3.node.dc1.consul. 0 TXT "hi"',
+        'Host.3.node.dc1.consul. 0 TXT "rack=r1"',
+    ]
+    without = ZoneSettings(node_meta_txt=False)
+    assert lines(reply("api.service.consul", "SRV", WEB, without).additional) == [
+        "Host.3.node.dc1.consul. 0 A 10.1.0.3"
+    ]
+
+
+def test_an_instance_on_a_node_whose_name_dns_cannot_carry_is_found_by_address() -> None:
+    known = facts(entry("web", "", 80, on=node("n" * 64, "10.1.0.9")))
+    assert answer("web.service.consul", "SRV", known) == [
+        "web.service.consul. 0 SRV 1 1 80 0a010009.addr.dc1.consul."
+    ]
+
+
+def test_equal_records_appear_once() -> None:
+    known = facts(entry("web", "10.0.0.1", 1), entry("web", "10.0.0.1", 2), entry("web", "10.0.0.1", 2))
+    assert answer("web.service.consul", "A", known) == ["web.service.consul. 0 A 10.0.0.1"]
+    assert len(answer("web.service.consul", "SRV", known)) == 2
+
+
+def test_addresses_win_over_aliases_and_of_aliases_one_is_given() -> None:
+    both = facts(entry("web", "10.0.0.1"), entry("web", "a.example.test"))
+    assert answer("web.service.consul", "A", both) == ["web.service.consul. 0 A 10.0.0.1"]
+    aliases = facts(entry("web", "a.example.test"), entry("web", "b.example.test"))
+    assert len(answer("web.service.consul", "A", aliases)) == 1
+
+
+def test_an_address_that_is_neither_address_nor_name_is_no_record() -> None:
+    known = facts(entry("web", "not a name.."), entry("web", "10.0.0.1"))
+    assert answer("web.service.consul", "A", known) == ["web.service.consul. 0 A 10.0.0.1"]
+    assert len(answer("web.service.consul", "SRV", known)) == 1
+
+
+# --- which address
+
+
+TAGGED = {
+    "lan_ipv4": ("10.2.0.1", 81),
+    "lan_ipv6": ("2001:db8::1", 82),
+    "wan": ("192.0.2.1", 8080),
+    "wan_ipv6": ("2001:db8:1::1", 83),
+}
+
+
+@pytest.mark.parametrize(
+    ("qtype", "dc", "translate", "expected"),
+    [
+        ("A", None, False, "A 10.2.0.1"),
+        ("AAAA", None, False, "AAAA 2001:db8::1"),
+        ("SRV", None, False, "SRV 1 1 80 20010db8000000000000000000000001.addr.dc2.consul."),
+        ("A", "dc2", False, "A 10.2.0.1"),
+        ("A", "dc2", True, "A 192.0.2.1"),
+        ("AAAA", "dc2", True, "AAAA 2001:db8:1::1"),
+        ("SRV", "dc2", True, "SRV 1 1 8080 c0000201.addr.dc2.consul."),
+    ],
+)
+def test_tagged_addresses(qtype: str, dc: str | None, translate: bool, expected: str) -> None:
+    far = node("far", "10.3.0.1", dc="dc2")
+    known = facts(dc="dc1") | facts(entry("web", "10.0.0.1", 80, on=far, tagged=TAGGED), dc=dc)
+    settings = ZoneSettings(datacenter="dc1", translate_wan_addrs=translate)
+    name = f"web.service.{dc}.consul" if dc else "web.service.consul"
+    assert answer(name, qtype, known, settings) == [f"{name}. 0 {expected}"]
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("name", "ttl"), [("web", 10), ("web-blue", 20), ("web-b", 20), ("we", 30), ("other", 30)]
+)
+def test_ttls_by_name_then_longest_prefix(name: str, ttl: int) -> None:
+    settings = ZoneSettings(service_ttl={"web": 10, "web-*": 20, "w*": 25, "we*": 30, "*": 30})
+    known = facts(entry(name, "10.0.0.1"))
+    assert answer(f"{name}.service.consul", "A", known, settings) == [
+        f"{name}.service.consul. {ttl} A 10.0.0.1"
+    ]
+
+
+def test_other_settings() -> None:
+    settings = ZoneSettings(
+        domain=name_from_text("sd.example"),
+        alt_domain=name_from_text("alt"),
+        node_ttl=7,
+        soa=Soa(min_ttl=5, refresh=1, retry=2, expire=3),
+        only_passing=True,
+        a_record_limit=1,
+    )
+    assert answer("host-2.node.sd.example", "A", WEB, settings) == ["host-2.node.sd.example. 7 A 10.1.0.2"]
+    assert answer("api.service.alt", "SRV", WEB, settings) == [
+        "api.service.alt. 0 SRV 1 1 9000 Host.3.node.dc1.alt."
+    ]
+    assert answer("shaky.service.alt", "A", WEB, settings) == ["NXDOMAIN"]
+    assert len(answer("web.service.alt", "A", WEB, settings)) == 1
+    assert len(answer("web.service.alt", "ANY", WEB, settings)) == 1
+    assert len(answer("web.service.alt", "SRV", WEB, settings)) == 3
+    assert lines(reply("nope.service.alt", "A", WEB, settings).authority) == [
+        f"alt. 5 SOA ns.alt. hostmaster.alt. {SERIAL} 1 2 3 5"
+    ]
+    assert resolve(query("web.service.consul"), WEB, settings, SERIAL) is None
+
+
+# --- what is not known, and what is stale
+
+
+def test_a_name_is_asked_for_only_when_the_list_of_names_has_it() -> None:
+    assert resolve(query("web.service.consul"), {}, SETTINGS, SERIAL) == Need(NamesQuery())
+    listed = {NamesQuery(): Fact(frozenset({"web"}))}
+    asked = ServiceQuery(ServiceName("web"))
+    assert resolve(query("v1.WEB.service.consul"), listed, SETTINGS, SERIAL) == Need(asked)
+    found = resolve(query("nope.service.consul"), listed, SETTINGS, SERIAL)
+    assert isinstance(found, Found)
+    assert (found.rcode, found.uses) == (wire.NXDOMAIN, {NamesQuery()})
+    assert resolve(query("host-1.node.consul"), {}, SETTINGS, SERIAL) == Need(NodesQuery())
+    assert resolve(query("web.service.dc9.consul"), WEB, SETTINGS, SERIAL) == Need(NamesQuery("dc9"))
+
+
+def test_what_is_followed_counts_more_than_the_list_of_names() -> None:
+    """The two are watched separately: of a new service either may be heard of first."""
+    known = WEB | {NamesQuery(): Fact(frozenset())}
+    assert answer("api.service.consul", "A", known) == ["api.service.consul. 0 A 10.1.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "qtype"),
+    [
+        ("nope.service.consul", "A"),  # not in the last list of names
+        ("sick.service.consul", "A"),  # all instances were failing
+        ("v9.web.service.consul", "A"),  # nobody had that tag
+        ("nope.node.consul", "A"),
+    ],
+)
+def test_stale_knowledge_denies_nothing(name: str, qtype: str) -> None:
+    stale = facts(entry("web", "10.0.0.1"), entry("sick", status="critical"), stale="down")
+    outcome = resolve(query(name, qtype), stale, SETTINGS, SERIAL)
+    assert isinstance(outcome, Unknown)
+    assert outcome.why == "down"
+
+
+def test_stale_knowledge_confirms() -> None:
+    stale = facts(entry("web", "10.0.0.1"), stale="down")
+    for qtype, count in (("A", 1), ("AAAA", 0)):
+        found = resolve(query("web.service.consul", qtype), stale, SETTINGS, SERIAL)
+        assert isinstance(found, Found)
+        assert (found.rcode, len(found.choices), found.stale) == (0, count, "down")
+
+
+@pytest.mark.parametrize("name", ["web.service.consul", "host-1.node.consul"])
+def test_nothing_known_is_a_temporary_failure(name: str) -> None:
+    never = Fact(None, stale=True, why="refused")
+    known = dict.fromkeys((NamesQuery(), NodesQuery(), ServiceQuery(ServiceName("web"))), never)
+    outcome = resolve(query(name), known, SETTINGS, SERIAL)
+    assert isinstance(outcome, Unknown)
+    assert outcome.why == "refused"
+
+
+# --- properties
+
+texts = st.text("abAB12._-", min_size=1, max_size=12)
+asked_names = st.lists(
+    st.one_of(texts, st.sampled_from(["service", "node", "addr", "_tcp", "dc1", "web", "v1", "query"])),
+    max_size=5,
+).map(lambda parts: ".".join([*parts, "consul"]))
+
+
+@given(asked_names, st.sampled_from(["A", "AAAA", "SRV", "ANY", "TXT", "NS", "SOA", "PTR", "CNAME"]))
+def test_no_name_raises_and_every_negative_answer_has_its_soa(name: str, qtype: str) -> None:
+    try:
+        labels = name_from_text(name)
+    except wire.Malformed:
+        return
+    question = wire.name_to_wire(Name(labels)) + wire.type_from_text(qtype).to_bytes(2) + b"\0\1"
+    asked = wire.Query(1, 0, question, labels, wire.type_from_text(qtype), 1, None, True)
+    outcome = resolve(asked, WEB, SETTINGS, SERIAL)
+    match outcome:
+        case Found(choices=(), rcode=rcode, authority=authority):
+            assert rcode in (wire.NOERROR, wire.NXDOMAIN)
+            assert [record.type for record in authority] == [wire.SOA]
+        case Found(choices=choices):
+            assert all(choice.answer for choice in choices)
+        case Need(NamesQuery(dc) | NodesQuery(dc)):
+            assert dc is not None
+        case _:
+            raise AssertionError(outcome)
+
+
+@given(asked_names, st.sampled_from(["A", "AAAA", "SRV"]))
+def test_case_changes_no_answer(name: str, qtype: str) -> None:
+    try:
+        name_from_text(name)
+    except wire.Malformed:
+        return
+
+    def without_owner(text: str) -> object:
+        outcome = resolve(query(text, qtype), WEB, SETTINGS, SERIAL)
+        if not isinstance(outcome, Found):
+            return outcome
+        return outcome.rcode, sorted(r.data for choice in outcome.choices for r in choice.answer)
+
+    assert without_owner(name) == without_owner(name.swapcase())
