@@ -54,6 +54,7 @@ __all__ = [
     "query_value",
     "registration_from_json",
     "registration_to_json",
+    "value_to_raw",
 ]
 
 _EMPTY: Final[Mapping[str, Any]] = FrozenDict()
@@ -123,6 +124,23 @@ def query_value(query: Query, raw: Any) -> Any:
                 return ()
             services = raw.get("Services") or {}
             return tuple(_entry(raw["Node"], service, (), share) for service in services.values())
+
+
+def value_to_raw(query: Query, value: Any) -> Any:
+    """Return the *value* of a ``ServiceQuery`` or a ``NamesQuery`` as Consul tells it.
+
+    ``query_value`` is the way back.
+    """
+    if isinstance(query, NamesQuery):
+        return {name: list(tags) for name, tags in value.items()}
+    return [
+        {
+            "Node": _node_to_raw(entry.node),
+            "Service": _entry_to_raw(entry),
+            "Checks": [_health_check_to_raw(check) for check in entry.checks],
+        }
+        for entry in value
+    ]
 
 
 class _Share:
@@ -205,6 +223,45 @@ def _health_check(raw: Mapping[str, Any]) -> HealthCheck:
     )
 
 
+def _node_to_raw(node: Node) -> dict[str, Any]:
+    return {
+        "Node": node.name,
+        "Address": node.address,
+        "Datacenter": node.dc,
+        "ID": node.id,
+        "TaggedAddresses": dict(node.tagged_addresses),
+        "Meta": dict(node.meta),
+    }
+
+
+def _entry_to_raw(entry: ServiceEntry) -> dict[str, Any]:
+    return {
+        "ID": entry.id,
+        "Service": entry.name,
+        "Address": entry.address,
+        "Port": entry.port,
+        "Tags": list(entry.tags),
+        "Meta": dict(entry.meta),
+        "TaggedAddresses": _tagged_addresses_to_raw(entry.tagged_addresses),
+        "Weights": {"Passing": entry.weights.passing, "Warning": entry.weights.warning},
+        "Kind": entry.kind,
+    }
+
+
+def _health_check_to_raw(check: HealthCheck) -> dict[str, Any]:
+    return {
+        "CheckID": check.id,
+        "Name": check.name,
+        "Status": check.status,
+        "Output": check.output,
+        "ServiceID": check.service_id or "",
+    }
+
+
+def _tagged_addresses_to_raw(addresses: Mapping[str, Address]) -> dict[str, Any]:
+    return {key: {"Address": value.host, "Port": value.port} for key, value in addresses.items()}
+
+
 # --- registrations -----------------------------------------------------------------------------------
 
 
@@ -220,10 +277,7 @@ def registration_to_json(registration: Registration) -> dict[str, Any]:
     if registration.meta:
         raw["Meta"] = dict(registration.meta)
     if registration.tagged_addresses:
-        raw["TaggedAddresses"] = {
-            key: {"Address": value.host, "Port": value.port}
-            for key, value in registration.tagged_addresses.items()
-        }
+        raw["TaggedAddresses"] = _tagged_addresses_to_raw(registration.tagged_addresses)
     if registration.weights != _WEIGHTS:
         raw["Weights"] = {"Passing": registration.weights.passing, "Warning": registration.weights.warning}
     if registration.enable_tag_override:
