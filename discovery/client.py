@@ -630,6 +630,9 @@ class _Service:
         if not live:
             return None
         strategy = wish.strategy
+        if strategy == "round_robin" and live == self.live:
+            # The turns of the warm path, so that the first lookup and the second meet different instances.
+            return live[self.next() % len(live)]
         if isinstance(strategy, str):
             known = view.strategies.get(strategy)
             # setdefault: the turns of two threads that meet here count together
