@@ -78,7 +78,10 @@ SUITE = "bookworm"  # the Debian release the images are made from
 BASE_IMAGE = "lab/debian"
 IMAGES = ("busybox", "portcall", "python-micro-service")
 
+_MARK = "three-hosts"  # a file that says: this directory is a lab's, to be emptied
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+# A proxy that the environment names is outside, and Consul is inside.
+_open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -112,11 +115,11 @@ class Node:
 
     def find(self) -> int | None:
         """The first process of this node, or None while it is down."""
-        wanted = [b"hold", os.fsencode(self.directory)]
+        arguments = [b"hold", os.fsencode(self.directory)]
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
-                if command[-2:] == wanted and not command[0].endswith(b"unshare"):
+                if command[2:] == arguments:  # after python and lab.py, and not after unshare as well
                     return int(entry.name)
         return None
 
@@ -129,7 +132,8 @@ class Node:
         # The shell lets go of it: the lab outlives the program that brought it up.
         script = 'exec setsid "$@" </dev/null >"$0" 2>&1 &'
         subprocess.run(["sh", "-c", script, str(self.directory / "hold.log"), *unshare, *hold], check=True)
-        wait_for((self.directory / "run" / "ready").exists, 10, f"{self.name}: {self.directory}/hold.log")
+        ready = self.directory / "run" / "ready"
+        wait_for(ready.exists, 10, f"{self.name} to be ready", lambda: self.log("hold"))
 
     def power_off(self) -> None:
         """Kill the first process; the kernel ends every other one of this node with it."""
@@ -169,6 +173,11 @@ class Node:
             timeout,
             f"{name} on {self.name} to end",
         )
+
+    def log(self, name: str) -> str:
+        """The last lines of a daemon's log, for an error message."""
+        lines = (self.directory / f"{name}.log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-20:])
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
@@ -235,12 +244,8 @@ class Host(Node):
             "--exec-opt=native.cgroupdriver=cgroupfs",
             "--log-level=warn",
         )
-        self.wait_for_dockerd()
-
-    def wait_for_dockerd(self) -> None:
-        """Wait until dockerd answers."""
         answers = functools.partial(self.docker, "version", "--format={{.Server.Version}}", check=False)
-        wait_for(answers, 30, f"dockerd: {self.directory}/dockerd.log")
+        wait_for(answers, 30, f"dockerd on {self.name} to answer; it printed:", lambda: self.log("dockerd"))
 
     # Consul -----------------------------------------------------------------------------------------------
 
@@ -277,7 +282,7 @@ class Host(Node):
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:8500{path}", data, method=method)
-        with self.network(), urllib.request.urlopen(request, timeout=timeout) as response:
+        with self.network(), _open_url(request, timeout=timeout) as response:
             text = response.read()
         return json.loads(text) if text.strip() else None
 
@@ -287,6 +292,11 @@ class Host(Node):
             return bool(self.consul("/v1/status/leader", timeout=1.0))
         except OSError:
             return False
+
+    def wait_for_leader(self) -> None:
+        """Wait until this host's agent is part of a cluster that can answer."""
+        what = f"the Consul cluster to elect a leader; {self.name} printed:"
+        wait_for(self.has_leader, 60, what, lambda: self.log("consul"))
 
     # Ours -------------------------------------------------------------------------------------------------
     #
@@ -340,28 +350,25 @@ class Lab:
         """Whether `up` has come to its end here and every host lives."""
         return (self.state / "complete").exists() and all(node.find() for node in (self.switch, *self.hosts))
 
-    def up(self, say: Callable[[str], object] = lambda line: None, *, daemons: bool = True) -> None:
+    def up(self, say: Callable[[str], object] = lambda line: None) -> None:
         """Bring everything up; returns once each part answers. On failure everything is taken down again.
 
         Args:
             say: called with a line of progress now and then.
-            daemons: also start the registrar and the resolver on each host.
 
         Raises:
             LabError: something is missing or did not start; with what it logged.
         """
         check_machine()
-        self.state.mkdir(parents=True, exist_ok=True)
         with self._exclusively():
             if self.is_up:
                 return
-            self._remove()
+            self._power_off()
             try:
-                self._build(say, daemons)
+                self._build(say)
                 (self.state / "complete").touch()
             except BaseException:
                 self._remove()
-                self.state.rmdir()
                 raise
 
     def down(self) -> None:
@@ -370,14 +377,12 @@ class Lab:
             raise LabError("the lab belongs to root; try with sudo")
         # Processes may hold a directory that somebody has already removed.
         if self.state.exists() or any(node.find() for node in (self.switch, *self.hosts)):
-            self.state.mkdir(parents=True, exist_ok=True)
             with self._exclusively():
                 self._remove()
-                self.state.rmdir()
 
     # Steps ------------------------------------------------------------------------------------------------
 
-    def _build(self, say: Callable[[str], object], daemons: bool) -> None:
+    def _build(self, say: Callable[[str], object]) -> None:
         if not base_tarball().exists():
             say("making a base image with debootstrap (once)")
             make_base_tarball()
@@ -400,13 +405,10 @@ class Lab:
         in_parallel(lambda host: copy_images(first, host), others)
 
         for host in self.hosts:
-            wait_for(
-                host.has_leader, 60, f"the Consul cluster to elect a leader: {host.directory}/consul.log"
-            )
-        if daemons:
-            say("starting the registrar and the resolver on each host")
-            in_parallel(Host.start_registrar, self.hosts)
-            in_parallel(Host.start_resolver, self.hosts)
+            host.wait_for_leader()
+        say("starting the registrar and the resolver on each host")
+        in_parallel(Host.start_registrar, self.hosts)
+        in_parallel(Host.start_resolver, self.hosts)
 
     def _plug_in(self, host: Host) -> None:
         """A cable from the switch to `host`."""
@@ -429,17 +431,29 @@ class Lab:
             ),
         )
 
-    def _remove(self) -> None:
-        """Everything but the state directory itself, which is our lock."""
+    def _power_off(self) -> None:
+        """End every process, and remove every file but the mark that makes the directory ours."""
         for node in (*self.hosts, self.switch):
             node.power_off()
         remove_cgroups(cgroup(self.state))
         for entry in self.state.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _MARK:
+                entry.unlink()
+
+    def _remove(self) -> None:
+        self._power_off()
+        (self.state / _MARK).unlink()
+        self.state.rmdir()
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Hold the state directory against another `up` or `down`."""
+        """Make the state directory if need be, and hold it against another `up` or `down`."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        if any(self.state.iterdir()) and not (self.state / _MARK).exists():
+            raise LabError(f"{self.state} has other files in it; --state wants a directory of the lab's own")
+        (self.state / _MARK).touch()
         handle = os.open(self.state, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
@@ -732,6 +746,8 @@ def main(arguments: Sequence[str]) -> int:
     except (LabError, subprocess.SubprocessError) as exc:
         print(f"lab.py: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

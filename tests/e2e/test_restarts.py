@@ -77,7 +77,7 @@ def test_a_consul_agent_restarted_empty_has_its_services_back(
     shutil.rmtree(host1.directory / "consul")
 
     host1.start_consul()
-    wait_until(host1.has_leader, 30, interval=0.01, message="the agent has found the cluster")
+    host1.wait_for_leader()
     back = time.monotonic()
 
     # Not by the catalogue alone: until the agent has told it that it is empty, that shows what was.

@@ -25,6 +25,7 @@ from tests.tools.waiting import wait_until
 __all__ = ["ConsulAgent", "consul_bin"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # whatever http_proxy says
 _START_TIMEOUT = 30.0  # s; a dev agent has its leader within 2 s, a loaded machine takes longer
 _ATTEMPTS = 3  # another process may take a free port before Consul binds it
 
@@ -179,7 +180,7 @@ class ConsulAgent:
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, method=method)
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with _open_url(request, timeout=timeout) as response:
             text = response.read()
         return json.loads(text) if text.strip() else None
 
