@@ -409,10 +409,10 @@ class Client:
     def _service(self, name: str, dc: str | None, near: str | None = None) -> _Steps[_Service]:
         key = (fold(name), dc or self.config.dc, near)
         service = self._services.get(key)
-        if service is None or service.asleep or not service.known:
-            service = self._follow(key, service_name(name))
-            yield service.query
-            service.asleep = False
+        if service is None:
+            query = ServiceQuery(service_name(name), key[1], near)
+            known = yield query
+            service = self._follow(key, query, known)
         service.was_used = True
         if dc is None and near is None:
             self._warm[name] = service
@@ -461,27 +461,27 @@ class Client:
             result: _T = end.value
             return result
 
-    def _follow(self, key: _Key, name: ServiceName) -> _Service:
+    def _follow(self, key: _Key, query: ServiceQuery, known: Known) -> _Service:
+        """Keep what is *known* of a service fresh from now on."""
         engine = self._running_engine()
         with self._lock:
             service = self._services.get(key)
             if service is None:
-                query = ServiceQuery(name, key[1], key[2])
-                service = self._services[key] = _Service(query, self._tally(name), self.config)
-                with service.tally.lock:
-                    service.tally.services.append(service)
+                service = _Service(query, known, self._tally(query.name), self.config)
                 dropped = functools.partial(self._dropped, key, service)
-                engine.subscribe(service.query, service.changed, used=service.used, dropped=dropped)
+                # Subscribed before anybody can find it: one that nobody keeps fresh would answer for ever.
+                engine.subscribe(query, service.changed, used=service.used, dropped=dropped)
+                self._services[key] = service
         return service
 
     def _dropped(self, key: _Key, service: _Service) -> None:
         with self._lock:
             if self._services.get(key) is service:
                 del self._services[key]
-                with service.tally.lock:
-                    service.tally.services.remove(service)
-            for spelling in [spelling for spelling, other in self._warm.items() if other is service]:
-                del self._warm[spelling]
+            for spelling, other in list(self._warm.items()):
+                if other is service:
+                    del self._warm[spelling]
+        service.retire()
 
     def _lend(self, instance: Instance) -> _Loan:
         return _Loan(self, self._tally(instance.service), instance)
@@ -513,12 +513,12 @@ class Client:
         return engine
 
     def _after_fork(self) -> None:
+        # Their subscriptions stayed behind in the parent; the next lookup of each name makes a new one.
         self._lock = threading.RLock()
+        self._services.clear()
         self._warm.clear()
         for tally in self._tallies.values():
             tally.after_fork()
-        for service in self._services.values():
-            service.asleep = True
 
 
 _Key = tuple[str, str | None, str | None]
@@ -563,6 +563,7 @@ class _Tally:
 
     def after_fork(self) -> None:
         self.lock = threading.Lock()
+        self.services.clear()
         self.stats.nothing_under_way()  # the calls of the parent's other threads do not end here
 
 
@@ -580,12 +581,9 @@ class _View:
 class _Service:
     """What the client keeps of one name: ready to pick from, rebuilt in the watching thread."""
 
-    def __init__(self, query: ServiceQuery, tally: _Tally, config: Config) -> None:
+    def __init__(self, query: ServiceQuery, known: Known, tally: _Tally, config: Config) -> None:
         self.query = query
         self.tally = tally
-        self.known = False
-        self.asleep = False
-        """Its watch stayed behind in the parent process; the next lookup starts one here."""
         self.was_used = True
         self.live: Sequence[Instance] = ()
         """What the warm path takes turns on; empty where it takes more than a turn."""
@@ -593,17 +591,26 @@ class _Service:
         self.snapshot = self.healthy = Snapshot(query.name)
         self._config = config
         self._views: dict[object, _View] = {}
+        with tally.lock:
+            tally.services.append(self)
+        self.changed(known)
 
     def changed(self, known: Known) -> None:
         if known.value is None:
             return
         snapshot = snapshot_of(known, self.snapshot)
-        healthy = snapshot.only(_usable)
+        healthy = snapshot_of(known, self.healthy, _usable)
         with self.tally.lock:
             self.snapshot, self.healthy = snapshot, healthy
             self.tally.stats.keep({i for service in self.tally.services for i in service.snapshot})
             self.refresh()
-        self.known = True
+
+    def retire(self) -> None:
+        """Nobody keeps it fresh any more: a lookup that still holds it must ask anew."""
+        with self.tally.lock:
+            if self in self.tally.services:
+                self.tally.services.remove(self)
+            self.live = ()
 
     def refresh(self) -> None:
         """Make ``live`` and the views anew, after a change or an ejection. The tally's lock is held."""

@@ -5,6 +5,8 @@
 
 Laws:
 - Reading never waits and takes no lock: ``Known`` is immutable and swapped whole.
+- Callbacks run without any lock of the engine's: they may look up, subscribe, unsubscribe and close. Each
+  subscriber is told in order, and never something older than what it has been told.
 - Unreachable keeps what is known and says ``stale``; an authoritative empty answer is empty.
 - One question, one reader, however many ask it.
 - While the registry is down one follower of all tries to reach it (``_Gate``); the others wait for that
@@ -12,7 +14,10 @@ Laws:
   is starting.
 - An index that goes backwards (a restarted or restored server) starts the question anew from 0: waiting
   on the old one would miss every change until the new index passes it (Consul: "Blocking Queries").
-- After a fork the child has the answers and no threads; each question resumes when it is next asked.
+- An answer from servers without a leader never replaces what is known: a server that has just started
+  knows less than we do.
+- After a fork the child has the answers, and neither threads nor subscriptions: each question resumes when
+  it is next asked, and callbacks stay with the process that asked for them.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -54,6 +60,8 @@ BACKOFF_MIN: Final = 0.1
 BACKOFF_MAX: Final = 0.8
 """Seconds between attempts to reach a registry. Only one request per process is made in this time, so
 there is no herd to spread, and recovery is seen within a second."""
+JOIN_TIMEOUT: Final = 5.0
+"""Seconds that ``close`` waits for its threads in all; only one that resolves a host name takes so long."""
 _BURST: Final = 16
 _BURST_SECONDS: Final = 0.5
 """After 16 returns of one blocking read within half a second they are spaced out: a registry that
@@ -86,17 +94,21 @@ class Engine:
         self.config = config
         self.gate = _Gate()
         self._followers: dict[Query, _Follower] = {}
-        self._lock = threading.Lock()
-        self._poller: threading.Thread | None = None
-        self._poll_now = threading.Event()
+        self._lock = threading.Lock()  # of who follows what; never held while a callback runs
         self._threads: list[threading.Thread] = []  # of watches
-        self._closing = threading.Event()
+        self._poller: threading.Thread | None = None  # None: there is nothing to poll
+        self._poll_reader: Reader | None = None
+        self._poll_now = threading.Event()
+        self._closed = False
         _engines.add(self)
 
     def get(self, query: Query) -> Known | None:
         """Return what is known about *query*, without waiting; a new query is followed from now on.
 
         Returns None while the first answer is on its way.
+
+        Raises:
+            RegistryUnavailable: the engine is closed.
         """
         follower = self._followers.get(query)
         if follower is None or not follower.running:
@@ -115,11 +127,7 @@ class Engine:
             RegistryTimeout: no answer in time.
             RegistryUnavailable, RegistryError: the first attempt failed, and nothing is known from before.
         """
-        follower = self._followers.get(query)
-        if follower is None or not follower.running:
-            follower = self._follow(query)
-        follower.used = True
-        return follower.first(timeout)
+        return self._follow(query).first(timeout)
 
     def subscribe(
         self,
@@ -129,10 +137,11 @@ class Engine:
         used: Callable[[], bool] | None = None,
         dropped: Callable[[], None] | None = None,
     ) -> Callable[[], None]:
-        """Call *callback* in a background thread with what is known about *query*, and on every change.
+        """Call *callback* with what is known about *query*, and on every change, in a background thread.
 
-        The first call comes at once when something is known. A failure is a change too: a ``Known``
-        whose ``value`` is None and whose ``error`` is set says that nothing is known and why.
+        What is known already it is told before this returns, in the caller's thread. A failure is a change
+        too: a ``Known`` whose ``value`` is None and whose ``error`` is set says that nothing is known and
+        why.
 
         Args:
             used: asked now and then whether anybody read what the callback was given since it was last
@@ -140,7 +149,10 @@ class Engine:
                 *dropped* is called. None: the subscription lasts until it is ended.
 
         Returns:
-            The function that ends the subscription.
+            The function that ends the subscription; a call under way in another thread may still finish.
+
+        Raises:
+            RegistryUnavailable: the engine is closed.
         """
         subscription = _Subscription(callback, used, dropped)
         follower = self._follow(query, subscription)
@@ -152,18 +164,20 @@ class Engine:
         return unsubscribe
 
     def close(self) -> None:
-        """Stop every follower and join its thread; idempotent. What was known can still be read."""
+        """Stop every follower and join its thread; idempotent."""
         with self._lock:
-            self._closing.set()
-            followers = list(self._followers.values())
+            self._closed = True
+            for follower in self._followers.values():
+                follower.stop()
             self._followers.clear()
+            if self._poll_reader is not None:
+                self._poll_reader.interrupt()
             threads = [*self._threads, *filter(None, [self._poller])]
         self.hurry()
-        for follower in followers:
-            follower.stop()
+        deadline = time.monotonic() + JOIN_TIMEOUT
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=5.0)
+            if thread is not threading.current_thread():  # a callback may close us
+                thread.join(max(deadline - time.monotonic(), 0.0))
 
     def hurry(self) -> None:
         """Let questions that were kicked be asked now."""
@@ -172,19 +186,18 @@ class Engine:
 
     def _follow(self, query: Query, subscription: _Subscription | None = None) -> _Follower:
         with self._lock:
-            if self._closing.is_set():
+            if self._closed:
                 raise RegistryUnavailable(f"this client of {self.catalogue.where} is closed")
             follower = self._followers.get(query)
             if follower is None:
                 follower = self._followers[query] = _Follower(self, query)
-            if subscription is not None:
+            if subscription is None:
+                follower.used = True  # under the lock, so that it cannot be dropped in between
+            else:
                 follower.subscriptions.append(subscription)
             if not follower.running and not self._start_watching(follower):
                 follower.running = True
-                if self._poller is None:
-                    self._poller = threading.Thread(target=self._poll, name="discovery-poller", daemon=True)
-                    self._poller.start()
-                self._poll_now.set()
+                self._start_polling()
         return follower
 
     def _start_watching(self, follower: _Follower) -> bool:
@@ -195,59 +208,88 @@ class Engine:
         self._threads.append(follower.start_watching())
         return True
 
+    def _start_polling(self) -> None:
+        """Have the poller look at a follower that has just been added. The lock is held."""
+        if self._poller is None:
+            self._poll_reader = reader = self.catalogue.connect()
+            self._poller = threading.Thread(
+                target=self._poll, args=(reader,), name="discovery-poller", daemon=True
+            )
+            self._poller.start()
+        self._poll_now.set()
+
     def _unsubscribe(self, follower: _Follower, subscription: _Subscription) -> None:
+        subscription.ended = True
         with self._lock:
-            if subscription in follower.subscriptions:
-                follower.subscriptions.remove(subscription)
-            # Somebody who reads it with get() keeps it until it is idle; else its watch is free at once.
-            if follower.subscriptions or follower.used or self._followers.get(follower.query) is not follower:
+            if subscription not in follower.subscriptions:
                 return
-            del self._followers[follower.query]
-        follower.stop()
+            follower.subscriptions.remove(subscription)
+            # Somebody who reads it with get() keeps it until it is idle; else its watch is free at once.
+            if follower.subscriptions or follower.read_lately(time.monotonic(), self.config.idle):
+                return
+            self._remove(follower)
+        self.gate.wake()  # it may wait there
 
     def _forget(self, follower: _Follower) -> bool:
         """Drop *follower* unless somebody began to use it meanwhile; True when it is gone."""
         with self._lock:
             if follower.wanted(time.monotonic(), self.config.idle):
                 return False
-            if self._followers.get(follower.query) is follower:
-                del self._followers[follower.query]
-            follower.running = False
-        follower.drop()
+            self._remove(follower)
+        for subscription in follower.subscriptions:
+            if subscription.dropped is not None:
+                subscription.dropped()
         return True
+
+    def _remove(self, follower: _Follower) -> None:
+        """Follow it no longer. The lock is held."""
+        if self._followers.get(follower.query) is follower:
+            del self._followers[follower.query]
+        follower.stop()
 
     # --- questions beyond the cap
 
-    def _poll(self) -> None:
-        reader = self.catalogue.connect()
+    def _poll(self, reader: Reader) -> None:
         try:
-            while not self._closing.is_set():
-                self._poll_now.clear()
-                polled = [f for f in list(self._followers.values()) if f.running and f.thread is None]
+            while polled := self._polled():
                 for follower in polled:
-                    if self._closing.is_set():
-                        return
                     self._poll_one(follower, reader)
                 self._poll_now.wait(POLL)
         finally:
+            self.gate.leave()
             reader.close()
 
+    def _polled(self) -> list[_Follower]:
+        """Return what to poll; when there is nothing, the poller has ended."""
+        with self._lock:
+            self._poll_now.clear()
+            polled = [f for f in self._followers.values() if f.running and f.thread is None]
+            if not polled:
+                self._poller = self._poll_reader = None
+            return polled
+
     def _poll_one(self, follower: _Follower, reader: Reader) -> None:
-        if not follower.wanted(time.monotonic(), self.config.idle) and self._forget(follower):
+        now = time.monotonic()
+        if not follower.wanted(now, self.config.idle) and self._forget(follower):
             return
         with self._lock:
-            if not self._closing.is_set() and follower.running and self._start_watching(follower):
-                return  # a watch has become free
-        if follower.due(time.monotonic()) and self.gate.may_ask(follower.kicked):
+            if not follower.running or self._start_watching(follower):
+                return  # dropped, or a watch has become free for it
+        if now - follower.asked_at < POLL and not follower.kicked.is_set():
+            return  # another question's kick woke the poller
+        if self.gate.may_ask(follower.kicked):
+            follower.asked_at = now
             follower.read_once(reader, blocking=False)
+        else:
+            follower.doubt(self.gate.error)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._poller = None
         self._threads = []
+        self._poller = self._poll_reader = None
         self._poll_now = threading.Event()
         self.gate = _Gate()
-        for follower in list(self._followers.values()):
+        for follower in self._followers.values():
             follower.after_fork()
 
 
@@ -262,11 +304,28 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-@dataclass(eq=False, slots=True)
 class _Subscription:
-    callback: Callback
-    used: Callable[[], bool] | None
-    dropped: Callable[[], None] | None
+    """One callback, told in order from whichever thread has news."""
+
+    def __init__(
+        self, callback: Callback, used: Callable[[], bool] | None, dropped: Callable[[], None] | None
+    ) -> None:
+        self.used = used
+        self.dropped = dropped
+        self.ended = False
+        self._callback = callback
+        self._told = 0  # the version of what it was told last
+        self._lock = threading.Lock()
+
+    def tell(self, known: Known, version: int) -> None:
+        with self._lock:
+            if self.ended or version <= self._told:
+                return
+            self._told = version
+            try:
+                self._callback(known)
+            except Exception:  # a subscriber's fault is its own: the others, and this thread, go on
+                log.exception("a subscriber of %s failed", known.query)
 
 
 class _Follower:
@@ -278,39 +337,42 @@ class _Follower:
         self.known = Known(query)
         self.running = False
         self.used = False
+        self.asked_at = 0.0  # seconds on the monotonic clock; of the poller
         self.thread: threading.Thread | None = None
-        self._reader: Reader | None = None
         self.subscriptions: list[_Subscription] = []
+        self.kicked = threading.Event()
+        self._reader: Reader | None = None
+        self._read_at: float | None = None
         self._wanted_at = time.monotonic()
+        self._version = 0  # of what is known
         self._attempts = 0  # reads that ended, well or not
         self._inherited = False  # what is known comes from before a fork, and nobody asked since
         self._answered = threading.Condition()
         self._stopping = threading.Event()
-        self.kicked = threading.Event()
 
     # --- who wants it
 
     def greet(self, subscription: _Subscription) -> None:
         with self._answered:
-            known = self.known
-            if known.value is not None or known.error is not None:
-                _notify(subscription, known)
+            known, version = self.known, self._version
+        if version:
+            subscription.tell(known, version)
+
+    def read_lately(self, now: float, idle: float) -> bool:
+        """Say whether somebody called ``get`` or ``fetch`` within *idle* seconds."""
+        if self.used:
+            self.used, self._read_at = False, now
+        return self._read_at is not None and now - self._read_at < idle
 
     def wanted(self, now: float, idle: float) -> bool:
-        used, self.used = self.used, False
-        for subscription in self.subscriptions:
-            used |= subscription.used is None or subscription.used()
-        if used:
-            self._wanted_at = now
-        return now - self._wanted_at < idle
-
-    def drop(self) -> None:
-        for subscription in self.subscriptions:
-            if subscription.dropped is not None:
-                subscription.dropped()
+        """Say whether somebody read this within *idle* seconds, or has a subscriber that does."""
+        for subscription in list(self.subscriptions):
+            if subscription.used is None or subscription.used():
+                self._wanted_at = now
+        return self.read_lately(now, idle) or now - self._wanted_at < idle
 
     def first(self, timeout: float) -> Known:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
         with self._answered:
             before = self._attempts
             if self.known.value is None:
@@ -320,22 +382,28 @@ class _Follower:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._answered.wait(left):
                     break
-            if self.known.value is None:
-                if self._attempts != before and self.known.error is not None:
-                    raise self.known.error.with_traceback(None)
-                raise RegistryTimeout(f"{self.engine.catalogue.where} did not answer within {timeout:g} s")
-            return self.known
+            known, failed = self.known, self._attempts != before
+        if known.value is not None:
+            return known
+        where = self.engine.catalogue.where
+        if failed and known.error is not None:
+            # A copy: one error raised in several threads would collect the frames of all of them.
+            raise copy(known.error) from known.error.__cause__
+        if self._stopping.is_set():
+            raise RegistryUnavailable(f"this client of {where} is closed")
+        raise RegistryTimeout(f"{where} did not answer within {timeout:g} s")
 
     # --- keeping it fresh
 
     def start_watching(self) -> threading.Thread:
-        self.running = True
         self._reader = reader = self.engine.catalogue.connect()
-        self.thread = threading.Thread(
+        thread = threading.Thread(
             target=self._watch, args=(reader,), name=f"discovery-watch {self.query}", daemon=True
         )
-        self.thread.start()
-        return self.thread
+        thread.start()
+        self.thread = thread
+        self.running = True
+        return thread
 
     def stop(self) -> None:
         self.running = False
@@ -343,44 +411,52 @@ class _Follower:
         self.kicked.set()
         if self._reader is not None:
             self._reader.interrupt()
+        with self._answered:
+            self._attempts += 1  # nobody will answer those who wait
+            self._answered.notify_all()
 
     def after_fork(self) -> None:
         self.running = False
         self.thread = None
-        self._reader = None  # its socket belongs to the parent, which goes on reading it
+        self._reader = None
         self._inherited = self.known.value is not None
         if self._inherited:
             self.known = replace(self.known, stale=True)
+        self.subscriptions = []
         self._answered = threading.Condition()
         self._stopping = threading.Event()
         self.kicked = threading.Event()
 
-    def due(self, now: float) -> bool:
-        return self.known.value is None or now - self.known.fetched_at >= POLL
+    def doubt(self, why: DiscoveryError | None) -> None:
+        """Say *why* what is known cannot be confirmed, when another question has found that out."""
+        if why is not None and self.known.error is None:
+            self._publish(replace(self.known, stale=self.known.value is not None, error=why))
 
     def _watch(self, reader: Reader) -> None:
-        engine = self.engine
+        gate, idle = self.engine.gate, self.engine.config.idle
         returns: deque[float] = deque(maxlen=_BURST)
         try:
             while not self._stopping.is_set():
-                if not engine.gate.may_ask(self.kicked):
-                    engine.gate.wait()
+                if not gate.may_ask(self.kicked):
+                    self.doubt(gate.error)
+                    gate.wait()
                     continue
-                if not self.read_once(reader, blocking=True):
-                    if not engine.gate.down:
-                        # Refused: the registry is there, only this question is at fault.
-                        self.kicked.wait(BACKOFF_MAX)
+                answered = self.read_once(reader, blocking=True)
+                if gate.error is not None:
                     continue
                 now = time.monotonic()
-                if not self.wanted(now, engine.config.idle) and engine._forget(self):
+                if not self.wanted(now, idle) and self.engine._forget(self):
                     return
                 returns.append(now)
-                if self.known.stale:
+                if not answered:
+                    # Refused: the registry is there, only this question is at fault.
+                    self.kicked.wait(BACKOFF_MAX)
+                elif self.known.stale:
                     self._stopping.wait(LEADERLESS_PAUSE)
                 elif len(returns) == _BURST and now - returns[0] < _BURST_SECONDS:
                     self._stopping.wait(_BURST_SECONDS / _BURST)
         finally:
-            engine.gate.leave()
+            gate.leave()
             reader.close()
 
     def read_once(self, reader: Reader, *, blocking: bool) -> bool:
@@ -393,55 +469,57 @@ class _Follower:
         try:
             reply = reader.read(self.query, index=index, wait=engine.config.wait, timeout=READ_TIMEOUT)
         except DiscoveryError as exc:
-            if not self._stopping.is_set():
-                self._failed(exc)
+            self._failed(exc)
             return False
         except Exception as exc:  # a fault of ours in one answer must not end this thread
             log.exception("reading %s from %s failed", self.query, engine.catalogue.where)
-            self._failed(RegistryUnavailable(f"reading {self.query} failed: {exc!r}"))
+            self._failed(DiscoveryError(f"reading {self.query} failed: {exc!r}"))
             return False
         engine.gate.succeeded(engine.catalogue.where)
         error = None
         if not reply.known_leader:
             error = RegistryUnavailable(f"the servers behind {engine.catalogue.where} have no leader")
-        same = known.value is not None and reply.value == known.value
+        keep = known.value is not None and (error is not None or reply.value == known.value)
         # 1. Backwards: start anew.  2. Zero: Consul forbids to wait on it, 1 is the floor.
         index = 0 if reply.index < index else max(reply.index, 1)
-        value = known.value if same else reply.value
-        self._publish(Known(self.query, value, index, time.monotonic(), stale=error is not None, error=error))
+        value = known.value if keep else reply.value
+        fetched_at = known.fetched_at if keep and error is not None else time.monotonic()
+        self._publish(
+            Known(self.query, value, index, fetched_at, stale=error is not None, error=error), attempt=True
+        )
         return True
 
     def _failed(self, exc: DiscoveryError) -> None:
-        self._publish(replace(self.known, stale=self.known.value is not None, error=exc))
+        gate = self.engine.gate
+        if self._stopping.is_set():
+            return  # interrupted: that says nothing about the registry
         if isinstance(exc, (RegistryUnavailable, RegistryOverloaded)):
-            self.engine.gate.failed(exc)
+            gate.failed(exc)
         else:
-            self.engine.gate.succeeded(self.engine.catalogue.where)  # a refusal is an answer too
+            gate.succeeded(self.engine.catalogue.where)  # a refusal is an answer too
+        self._publish(replace(self.known, stale=self.known.value is not None, error=exc), attempt=True)
 
-    def _publish(self, known: Known) -> None:
+    def _publish(self, known: Known, *, attempt: bool = False) -> None:
         with self._answered:
             before, self.known = self.known, known
-            self._attempts += 1
-            self._inherited = False
-            self._answered.notify_all()
-            changed = known.value is not before.value or known.stale != before.stale
-            if changed or type(known.error) is not type(before.error):
-                for subscription in list(self.subscriptions):
-                    _notify(subscription, known)
-
-
-def _notify(subscription: _Subscription, known: Known) -> None:
-    try:
-        subscription.callback(known)
-    except Exception:  # a subscriber's fault is its own: the others, and this thread, go on
-        log.exception("a subscriber of %s failed", known.query)
+            self._version += 1
+            version, subscriptions = self._version, tuple(self.subscriptions)
+            if attempt:
+                self._attempts += 1
+                self._inherited = False
+                self._answered.notify_all()
+        changed = known.value is not before.value or known.stale != before.stale
+        if changed or type(known.error) is not type(before.error):
+            for subscription in subscriptions:
+                subscription.tell(known, version)
 
 
 class _Gate:
-    """Closed while the registry is down: one thread at a time may try, the others wait for its success."""
+    """Closed while the registry is down: one thread at a time may try it, the others wait for its success."""
 
     def __init__(self) -> None:
-        self.down = False
+        self.error: DiscoveryError | None = None
+        """Why it is closed; None while it is open."""
         self._condition = threading.Condition()
         self._prober: int | None = None  # identity of the thread that is trying
         self._delay = BACKOFF_MIN
@@ -449,7 +527,7 @@ class _Gate:
 
     def may_ask(self, kicked: threading.Event) -> bool:
         """Say whether the calling thread may ask the registry now; somebody who waits may always."""
-        if not self.down or kicked.is_set():
+        if self.error is None or kicked.is_set():
             return True
         with self._condition:
             if self._prober is None and time.monotonic() >= self._next_try:
@@ -457,30 +535,35 @@ class _Gate:
             return self._prober == threading.get_ident()
 
     def wait(self) -> None:
-        """Wait until it is worth to call ``may_ask`` again."""
+        """Wait until it may be worth to call ``may_ask`` again."""
         with self._condition:
-            if self.down:
-                self._condition.wait(max(self._next_try - time.monotonic(), BACKOFF_MIN))
+            if self.error is None:
+                return
+            # While somebody tries, only the outcome is of interest, and it wakes us.
+            left = self._next_try - time.monotonic() if self._prober is None else BACKOFF_MAX
+            if left > 0:
+                self._condition.wait(left)
 
     def failed(self, exc: DiscoveryError) -> None:
         with self._condition:
-            if not self.down:
-                self.down = True
+            if self.error is None:
                 self._delay = BACKOFF_MIN
                 log.warning("%s; trying again until it answers", exc)
             elif self._prober != threading.get_ident():
                 return  # one outage breaks every blocking read at once: that is one failure, not sixty-four
+            self.error = exc
             self._prober = None
             # Jitter, so that the processes of one host do not come back in step.
             self._next_try = time.monotonic() + self._delay * random.uniform(0.5, 1.0)
             self._delay = min(self._delay * 2, BACKOFF_MAX)
+            self._condition.notify_all()
 
     def succeeded(self, where: str) -> None:
-        if not self.down:  # read without the lock: this runs after every read
+        if self.error is None:  # read without the lock: this runs after every read
             return
         with self._condition:
-            if self.down:
-                self.down = False
+            if self.error is not None:
+                self.error = None
                 self._prober = None
                 log.warning("%s answers again", where)
                 self._condition.notify_all()
@@ -490,6 +573,7 @@ class _Gate:
         with self._condition:
             if self._prober == threading.get_ident():
                 self._prober = None
+                self._condition.notify_all()
 
     def wake(self) -> None:
         """Wake the waiting, so that they look again whether they may stop or try."""

@@ -66,7 +66,7 @@ _V = TypeVar("_V")
 class FrozenDict(dict[str, _V]):
     """A dictionary that refuses changes, so that ten thousand instances may share one.
 
-    Unlike a ``MappingProxyType`` it can be pickled, copied deeply and written as JSON.
+    Unlike a ``MappingProxyType`` it can be pickled, copied deeply, hashed and written as JSON.
     """
 
     __slots__ = ()
@@ -76,6 +76,9 @@ class FrozenDict(dict[str, _V]):
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenDict, (dict(self),)  # the default would set item by item
