@@ -1,13 +1,12 @@
 """What the registry said last, written down for a cold start without it.
 
-One file for each question, in the JSON of Consul's API, in a directory that is this user's alone.
+One file for each question, in the JSON of Consul's API, in a directory that is this user's alone
+(``private``).
 
 Laws:
-- What is here is never fresh: it is for a process that knows nothing and can ask nobody, and it is
-  older than ``MAX_AGE`` for no one.
-- Only files of this user in a directory that nobody else may enter are trusted: whoever can write them
-  decides where this program connects to.
-- A file appears whole, by renaming; one that cannot be read or parsed does not exist.
+- What is here is never fresh: it is for a process that knows nothing and can ask nobody, and what is older
+  than ``MAX_AGE`` is for no one.
+- A file that cannot be read or parsed does not exist.
 - Failing to write is no failure of the lookup: it is logged once.
 """
 
@@ -18,14 +17,13 @@ import json
 import logging
 import os
 import re
-import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from discovery.backends.consul import codec
+from discovery.backends import private
 from discovery.model import NamesQuery, Query, ServiceQuery
 from discovery.names import env_name
 
@@ -35,7 +33,6 @@ log = logging.getLogger("discovery")
 
 MAX_AGE: Final = 24 * 3600.0
 """Seconds. A day covers a night's outage; after that the addresses are more likely somebody else's."""
-MAX_SIZE: Final = 64 << 20  # octets of one file; 10,000 instances take 8 MB
 _REWRITE: Final = 1.0
 """Seconds between two writes of one question's file: a service in trouble may change a hundred times a
 second, and the file is of no use before the registry is gone."""
@@ -57,7 +54,7 @@ class Recalled:
     """Seconds since the registry confirmed it."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Written:
     value: Any
     at: float  # seconds on the clock
@@ -88,25 +85,29 @@ class Disk:
         if written is not None and abs(now - written.at) < (_CONFIRM if same else _REWRITE):
             return
         try:
-            with _opened(self.directory, create=True) as directory:
+            with private.opened(self.directory, create=True) as directory:
                 if not self._written:
                     _sweep(directory, now)
-                self._put(directory, query, value, same=same)
-            if len(self._written) >= _REMEMBERED:
-                self._written.clear()
-            self._written[query] = _Written(value, now)
+                self._put(directory, query, value, now, same=same)
         except OSError as exc:
             self._written.pop(query, None)  # somebody may have removed it: begin anew
             self._complain(exc)
+            return
+        if len(self._written) >= _REMEMBERED:
+            self._written.clear()
+        self._written[query] = _Written(value, now)
 
     def recall(self, query: Query) -> Recalled | None:
         """Return what was written down about *query*, None when that is nothing, or too old."""
         if not isinstance(query, (ServiceQuery, NamesQuery)):
             return None
+        # Here, as all of the Consul backend comes with it: whoever recalls has loaded that already.
+        from discovery.backends.consul import codec
+
         try:
-            with _opened(self.directory, create=False) as directory:
-                text, written_at = _read(directory, self._file(query))
-            age = max(self._clock() - written_at, 0.0)
+            with private.opened(self.directory) as directory:
+                text, status = private.read(directory, self._file(query))
+            age = max(self._clock() - status.st_mtime, 0.0)
             if age > MAX_AGE:
                 return None
             return Recalled(codec.query_value(query, json.loads(text)["value"]), age)
@@ -118,71 +119,30 @@ class Disk:
             log.warning("%s in %s is damaged and is ignored", self._file(query), self.directory)
         return None
 
-    def _put(self, directory: int, query: ServiceQuery | NamesQuery, value: Any, *, same: bool) -> None:
+    def _put(
+        self, directory: int, query: ServiceQuery | NamesQuery, value: Any, now: float, *, same: bool
+    ) -> None:
+        from discovery.backends.consul import codec
+
         name = self._file(query)
         if not value:
             # Emptiness needs no file: without one nothing is known, and names that never were leave none.
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
-        elif same:
-            os.utime(name, dir_fd=directory)
-        else:
+            return
+        if not same:
             text = json.dumps({"query": str(query), "value": codec.value_to_raw(query, value)})
-            _write(directory, name, text.encode())
+            private.write(directory, name, text.encode())
+        os.utime(name, (now, now), dir_fd=directory)
 
     def _file(self, query: ServiceQuery | NamesQuery) -> str:
-        stem = env_name(query.name).lower()[:64] if isinstance(query, ServiceQuery) else "all names"
+        stem = env_name(query.name).lower()[:64] if isinstance(query, ServiceQuery) else "all-names"
         return f"{stem}.{hashlib.sha256(f'{self._scope} {query}'.encode()).hexdigest()[:32]}.json"
 
     def _complain(self, exc: OSError) -> None:
         if not self._complained:
             self._complained = True
             log.warning("no snapshots in %s: %s", self.directory, exc.strerror or exc)
-
-
-@contextmanager
-def _opened(path: str, *, create: bool) -> Iterator[int]:
-    """Open the directory *path* once it is certain that it is ours alone.
-
-    By descriptor: what is checked is what is used, whoever renames directories meanwhile.
-    """
-    if create:
-        os.makedirs(path, mode=0o700, exist_ok=True)  # noqa: PTH103 - as the descriptors, no Path here
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        status = os.fstat(directory)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise PermissionError(
-                0, f"the directory must belong to this user and have mode 700, not {status.st_mode & 0o777:o}"
-            )
-        yield directory
-    finally:
-        os.close(directory)
-
-
-def _read(directory: int, name: str) -> tuple[bytes, float]:
-    """Return a file's content and the time of its last change."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # the last one: a FIFO must not hold us up
-    with os.fdopen(os.open(name, flags, dir_fd=directory), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise PermissionError(0, f"{name} is no file of this user")
-        if status.st_size > MAX_SIZE:
-            raise OSError(0, f"{name} has {status.st_size} octets, at most {MAX_SIZE} are read")
-        return file.read(), status.st_mtime
-
-
-def _write(directory: int, name: str, content: bytes) -> None:
-    unfinished = f"{name}.{os.getpid()}.{time.monotonic_ns()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    try:
-        with os.fdopen(os.open(unfinished, flags, 0o600, dir_fd=directory), "wb") as file:
-            file.write(content)
-        os.replace(unfinished, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        with suppress(OSError):  # perhaps it was never there; the first error is the one to tell
-            os.unlink(unfinished, dir_fd=directory)
-        raise
 
 
 def _sweep(directory: int, now: float) -> None:
