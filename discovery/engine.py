@@ -37,12 +37,13 @@ from typing import Any, Final
 from discovery.backends import Catalogue, Reader
 from discovery.config import Config
 from discovery.errors import (
+    Attempt,
     DiscoveryError,
     RegistryOverloaded,
     RegistryTimeout,
     RegistryUnavailable,
 )
-from discovery.model import Query
+from discovery.model import Query, Source
 
 __all__ = ["Engine", "Known"]
 
@@ -84,6 +85,11 @@ class Known:
     """True while the registry cannot be asked whether this is still so."""
     error: DiscoveryError | None = None
     """Why it is stale, or why there is no value."""
+    source: Source = "http"
+    where: str = ""
+    """The address that it came from, where the catalogue has several."""
+    attempts: tuple[Attempt, ...] = ()
+    """What was asked in vain before."""
 
 
 class Engine:
@@ -116,6 +122,11 @@ class Engine:
         follower.used = True
         known = follower.known
         return known if known.value is not None or known.error is not None else None
+
+    def peek(self, query: Query) -> Known | None:
+        """Return what is known about *query*; None when that is nothing. A new query is not followed."""
+        follower = self._followers.get(query)
+        return follower.known if follower is not None and follower.known.value is not None else None
 
     def fetch(self, query: Query, timeout: float) -> Known:
         """Return what is known about *query*, waiting up to *timeout* seconds for a first answer.
@@ -475,29 +486,46 @@ class _Follower:
             log.exception("reading %s from %s failed", self.query, engine.catalogue.where)
             self._failed(DiscoveryError(f"reading {self.query} failed: {exc!r}"))
             return False
-        engine.gate.succeeded(engine.catalogue.where)
-        error = None
+        if reply.error is None:
+            engine.gate.succeeded(engine.catalogue.where)
+        else:
+            self._settle(reply.error)  # it was remembered: nobody has answered
+        error = reply.error
         if not reply.known_leader:
             error = RegistryUnavailable(f"the servers behind {engine.catalogue.where} have no leader")
         keep = known.value is not None and (error is not None or reply.value == known.value)
         # 1. Backwards: start anew.  2. Zero: Consul forbids to wait on it, 1 is the floor.
         index = 0 if reply.index < index else max(reply.index, 1)
         value = known.value if keep else reply.value
-        fetched_at = known.fetched_at if keep and error is not None else time.monotonic()
-        self._publish(
-            Known(self.query, value, index, fetched_at, stale=error is not None, error=error), attempt=True
-        )
+        if keep and error is not None:
+            now_known = replace(known, index=index, stale=True, error=error)
+        else:
+            now_known = Known(
+                self.query,
+                value,
+                index,
+                time.monotonic(),
+                stale=error is not None,
+                error=error,
+                source=reply.source,
+                where=reply.where,
+                attempts=reply.attempts,
+            )
+        self._publish(now_known, attempt=True)
         return True
 
     def _failed(self, exc: DiscoveryError) -> None:
-        gate = self.engine.gate
         if self._stopping.is_set():
             return  # interrupted: that says nothing about the registry
+        self._settle(exc)
+        self._publish(replace(self.known, stale=self.known.value is not None, error=exc), attempt=True)
+
+    def _settle(self, exc: DiscoveryError) -> None:
+        gate = self.engine.gate
         if isinstance(exc, (RegistryUnavailable, RegistryOverloaded)):
             gate.failed(exc)
         else:
             gate.succeeded(self.engine.catalogue.where)  # a refusal is an answer too
-        self._publish(replace(self.known, stale=self.known.value is not None, error=exc), attempt=True)
 
     def _publish(self, known: Known, *, attempt: bool = False) -> None:
         with self._answered:
