@@ -27,7 +27,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, Unpack, cast
 
 from discovery import balance, sources
@@ -92,13 +92,16 @@ class Client:
     Args:
         config: settings; the environment's when None.
         backend: the registry to use, for example an embedded agent's; found by ``sources.find`` when None.
-        overrides: single settings of ``Config`` that win over the environment.
+        overrides: single settings of ``Config`` that win over *config* and the environment.
+
+    Raises:
+        ConfigurationError: a variable of the environment or an override cannot be used.
     """
 
     def __init__(
         self, config: Config | None = None, *, backend: Backend | None = None, **overrides: Any
     ) -> None:
-        self.config = config if config is not None else Config.from_env(**overrides)
+        self.config = Config.from_env(**overrides) if config is None else config.but(**overrides)
         self._given_backend = backend
         self._backend: Backend | None = backend
         self._engine: Engine | None = None
@@ -107,6 +110,7 @@ class Client:
         self._warm: dict[str, _Service] = {}  # the same, by name as callers spell it
         self._tallies: dict[str, _Tally] = {}  # by folded name
         self._heartbeats: weakref.WeakSet[Heartbeat] = weakref.WeakSet()
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         _clients.add(self)
 
     def lookup(
@@ -257,11 +261,14 @@ class Client:
     def watch(
         self, name: str, /, *, tags: Sequence[str] = _NO_TAGS, dc: str | None = None, healthy: bool = True
     ) -> Watch:
-        """Return the live set of instances of *name*: iterate over it, or give it a callback."""
-        checked = service_name(name)
-        return Watch(
-            self._running_engine(), ServiceQuery(checked, dc or self.config.dc), tuple(tags), healthy
-        )
+        """Return the live set of instances of *name*: iterate over it, or give it a callback.
+
+        It ends when it is closed, or this client is.
+        """
+        query = ServiceQuery(service_name(name), dc or self.config.dc)
+        watch = Watch(self._running_engine(), query, tuple(tags), healthy)
+        self._watches.add(watch)
+        return watch
 
     def wait_for(
         self,
@@ -278,23 +285,40 @@ class Client:
         An unreachable registry is waited for too.
 
         Raises:
-            RegistryTimeout: not within *timeout* seconds; the message says how many there were.
+            ServiceNotFound, NoHealthyInstances: not within *timeout* seconds; the reason is the one that
+                ``lookup`` gives, or how many there were.
+            RegistryUnavailable: the registry could not be asked in that time.
+            RegistryError: it refuses the question.
         """
         deadline = time.monotonic() + timeout
+        wanted = f"waited {timeout:g} s for {min_instances} healthy instance(s) of {name!r}"
         found: Snapshot | None = None
+        failure: RegistryUnavailable | None = None
+        with self._watch_by(deadline, name, tags=tags, dc=dc) as changes:
+            while failure is None or time.monotonic() < deadline:
+                try:
+                    found = changes.next(max(deadline - time.monotonic(), 0.0))
+                except RegistryUnavailable as exc:  # down, or nothing has changed in the time that was left
+                    failure = exc
+                except StopIteration:
+                    raise RegistryUnavailable(f"{wanted}, and this client was closed") from None
+                else:
+                    if len(found) >= min_instances:
+                        return found
+        if found is None:
+            raise RegistryTimeout(f"{wanted}, and the registry could not be asked: {failure}") from failure
+        if not found:
+            self.lookup(name, tags=tags, dc=dc)  # raises the error that says why there is none
+        raise NoHealthyInstances(f"{wanted}, and found {len(found)}")
+
+    def _watch_by(self, deadline: float, name: str, **options: Any) -> Watch:
+        """As ``watch``, trying until *deadline* to find a registry at all."""
         while True:
             try:
-                with self.watch(name, tags=tags, dc=dc) as changes:
-                    while True:
-                        found = changes.next(timeout=deadline - time.monotonic())
-                        if len(found) >= min_instances:
-                            return found
-            except RegistryUnavailable as exc:  # down, or nothing changed until the time was over
+                return self.watch(name, **options)
+            except RegistryUnavailable:
                 if time.monotonic() + _RETRY >= deadline:
-                    count = "no answer" if found is None else f"{len(found)} healthy instances"
-                    raise RegistryTimeout(
-                        f"waited {timeout:g} s for {min_instances} healthy instances of {name!r}: {count}"
-                    ) from exc
+                    raise
                 time.sleep(_RETRY)
 
     def register(
@@ -326,8 +350,9 @@ class Client:
             service_id=service_id,
             check_http=check_http,
         )
-        self._heartbeats.add(heartbeat)
-        return heartbeat.start()
+        heartbeat.start()
+        self._heartbeats.add(heartbeat)  # not before: what the agent refused is not ours to deregister
+        return heartbeat
 
     def names(
         self, *, dc: str | None = None, timeout: float | None = None
@@ -350,6 +375,8 @@ class Client:
             self._tallies.clear()
         for heartbeat in list(self._heartbeats):
             heartbeat.close()
+        for watch in list(self._watches):
+            watch.close()
         if engine is not None:
             engine.close()
         if backend is not None and backend is not self._given_backend:
@@ -598,8 +625,8 @@ class _Service:
     def changed(self, known: Known) -> None:
         if known.value is None:
             return
-        snapshot = snapshot_of(known, self.snapshot)
-        healthy = snapshot_of(known, self.healthy, _usable)
+        snapshot = _compared(snapshot_of(self.query, known), self.snapshot)
+        healthy = _compared(snapshot.only(_usable), self.healthy)
         with self.tally.lock:
             self.snapshot, self.healthy = snapshot, healthy
             self.tally.stats.keep({i for service in self.tally.services for i in service.snapshot})
@@ -732,22 +759,22 @@ class _Trial:
 class Watch:
     """The live set of instances of one service.
 
-    Iterating yields a ``Snapshot`` at once and then one for every change; a slow reader gets the newest
-    and misses those between. ``on_change`` calls back from a background thread instead. Close it, or
-    use it in a ``with`` statement.
+    Iterating yields a ``Snapshot`` at once and then one for every change; a slow reader gets the newest,
+    compared with the one that it got before. ``on_change`` calls back from a background thread instead.
+    Close it, or use it in a ``with`` statement.
     """
 
     def __init__(self, engine: Engine, query: ServiceQuery, tags: tuple[str, ...], healthy: bool) -> None:
+        self._engine = engine
         self._query = query
         self._tags = tags
         self._healthy = healthy
-        self._condition = threading.Condition()
-        self._callbacks: list[Callable[[Snapshot], None]] = []
-        self._latest: Snapshot | None = None
-        self._error: DiscoveryError | None = None
-        self._unread = False
         self._closed = False
-        self._unsubscribe = engine.subscribe(query, self._changed)
+        self._ends: list[Callable[[], None]] = []  # of the subscriptions
+        self._given: Snapshot | None = None  # to the reader, last
+        self._latest: Snapshot | None = None  # None: nothing new since
+        self._error: DiscoveryError | None = None
+        self._begin()
 
     def next(self, timeout: float | None = None) -> Snapshot:
         """Return the next snapshot, waiting up to *timeout* seconds (None: for ever).
@@ -755,16 +782,20 @@ class Watch:
         Raises:
             RegistryTimeout: nothing changed in time.
             StopIteration: the watch was closed.
-            RegistryError: the registry refuses the question, and nothing is known.
+            RegistryUnavailable, RegistryError: nothing is known, and the registry cannot be asked or refuses
+                the question. Each failure is raised once; call again to wait for its end.
         """
+        if os.getpid() != self._pid:
+            self._begin()  # the subscription stayed behind in the parent process
+        patience = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self._condition:
-            if not self._condition.wait_for(lambda: self._unread or self._closed or self._error, timeout):
+            if not self._condition.wait_for(self._has_news, patience):
                 raise RegistryTimeout(f"{self._query.name!r} did not change in the time given")
             if self._closed:
                 raise StopIteration
-            if self._unread and self._latest is not None:
-                self._unread = False
-                return self._latest
+            if self._latest is not None:
+                self._given, self._latest = _compared(self._latest, self._given), None
+                return self._given
             error, self._error = self._error, None
             raise cast(DiscoveryError, error)
 
@@ -775,25 +806,36 @@ class Watch:
         return self.next()
 
     def on_change(self, callback: Callable[[Snapshot], None]) -> Callable[[], None]:
-        """Call *callback* with the current snapshot and on every change; returns the unsubscriber."""
-        with self._condition:
-            self._callbacks.append(callback)
-            if self._latest is not None:
-                callback(self._latest)
+        """Call *callback* with the current snapshot and on every change; returns the unsubscriber.
 
-        def unsubscribe() -> None:
-            with self._condition:
-                if callback in self._callbacks:
-                    self._callbacks.remove(callback)
+        What is known already it is given before this returns, in this thread; all else in a background
+        thread. In a forked child, and once the watch is closed, it is not called.
+        """
+        given: Snapshot | None = None
 
-        return unsubscribe
+        def changed(known: Known) -> None:
+            nonlocal given
+            if known.value is not None:
+                snapshot = self._snapshot(known)
+                if given is None or _visible(snapshot) != _visible(given):
+                    given = _compared(snapshot, given)
+                    callback(given)
+
+        if self._closed:
+            return lambda: None
+        end = self._engine.subscribe(self._query, changed)
+        self._ends.append(end)
+        return end
 
     def close(self) -> None:
         """End the watch; a reader that waits gets StopIteration. Idempotent."""
+        if os.getpid() != self._pid:
+            self._condition = threading.Condition()  # a thread of the parent may have held the old one
         with self._condition:
             self._closed = True
             self._condition.notify_all()
-        self._unsubscribe()
+        for end in self._ends:
+            end()
 
     def __enter__(self) -> Watch:
         return self
@@ -801,40 +843,52 @@ class Watch:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._condition = threading.Condition()
+        if not self._closed:
+            self._ends.append(self._engine.subscribe(self._query, self._changed))
+
     def _changed(self, known: Known) -> None:
         with self._condition:
             if known.value is None:
                 self._error = known.error
             else:
                 self._error = None
-                before = self._latest or Snapshot(self._query.name)
-                snapshot = snapshot_of(known, before, self._wanted)
-                if self._latest is not None and _visible(snapshot) == _visible(self._latest):
-                    return  # only the output of a check changed, or an instance that is left out
-                self._latest = snapshot
-                self._unread = True
-                for callback in list(self._callbacks):
-                    callback(snapshot)
+                snapshot, given = self._snapshot(known), self._given
+                # Nothing new when only the output of a check changed, or an instance that is left out.
+                same = given is not None and _visible(snapshot) == _visible(given)
+                self._latest = None if same else snapshot
             self._condition.notify_all()
 
-    def _wanted(self, instance: Instance) -> bool:
-        return (not self._healthy or _usable(instance)) and _matches(instance, self._tags, None)
+    def _has_news(self) -> bool:
+        return self._closed or self._latest is not None or self._error is not None
+
+    def _snapshot(self, known: Known) -> Snapshot:
+        def wanted(instance: Instance) -> bool:
+            return (not self._healthy or _usable(instance)) and _matches(instance, self._tags, None)
+
+        return snapshot_of(self._query, known).only(wanted)
 
 
-def snapshot_of(known: Known, before: Snapshot, wanted: Callable[[Instance], bool] | None = None) -> Snapshot:
-    """Build the snapshot of what is *known* (of a ``ServiceQuery``), compared with the one *before*."""
-    instances = tuple(Instance(entry, stale=known.stale) for entry in known.value)
-    if wanted is not None:
-        instances = tuple(filter(wanted, instances))
-    new, old = set(instances), set(before.instances)
+def snapshot_of(query: ServiceQuery, known: Known) -> Snapshot:
+    """Build the snapshot of what is *known* about *query*."""
     return Snapshot(
-        before.service,
-        instances,
+        query.name,
+        tuple(Instance(entry, stale=known.stale) for entry in known.value),
         consul_index=known.index,
         fetched_at=known.fetched_at,
         stale=known.stale,
-        added=tuple(i for i in instances if i not in old),
-        removed=tuple(i for i in before.instances if i not in new),
+    )
+
+
+def _compared(snapshot: Snapshot, before: Snapshot | None) -> Snapshot:
+    """Return *snapshot* with what came and went since the one *before*."""
+    new, old = set(snapshot), set(before or ())
+    return replace(
+        snapshot,
+        added=tuple(i for i in snapshot if i not in old),
+        removed=tuple(i for i in before or () if i not in new),
     )
 
 
@@ -880,9 +934,16 @@ def default_client() -> Client:
     with _default_lock:
         if _default is None:
             _default = Client()
-            # Registered here and not at import: a process that looks nothing up has nothing to close.
-            atexit.register(_default.close)
         return _default
+
+
+def _close_all() -> None:
+    """At exit: deregister what is registered, and leave no socket for the interpreter to warn of."""
+    for client in list(_clients):
+        client.close()
+
+
+atexit.register(_close_all)
 
 
 def _after_fork_in_child() -> None:

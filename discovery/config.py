@@ -214,12 +214,18 @@ class Config:
                 settings[name] = _check_seconds(name, _number(float, raw), f"{variable}={raw!r}")
         if raw := env.get(variable := _VARIABLES["max_watches"]):
             settings["max_watches"] = _check_watches(_number(int, raw), f"{variable}={raw!r}")
-        settings.update(overrides)
-        try:
-            return cls(**settings)
-        except TypeError as exc:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ConfigurationError(f"{exc}; the settings are {known}") from exc
+        return cls().but(**{**settings, **overrides})
+
+    def but(self, **overrides: Any) -> Config:
+        """Return these settings with *overrides*.
+
+        Raises:
+            ConfigurationError: there is no such setting, or it cannot have that value.
+        """
+        if unknown := overrides.keys() - self.__dataclass_fields__.keys():
+            known = ", ".join(self.__dataclass_fields__)
+            raise ConfigurationError(f"there is no setting {min(unknown)!r}; the settings are {known}")
+        return replace(self, **overrides)
 
 
 _VARIABLES: Final = {
