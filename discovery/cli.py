@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from discovery.client import Client
-from discovery.config import Config, ConsulConfig
+from discovery.config import Config
 from discovery.errors import (
     ConfigurationError,
     DiscoveryError,
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("discovery").setLevel(logging.ERROR)  # the one error that ends it says it all
     try:
         run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        code = run(options)
+        sys.stdout.flush()  # here, where a reader that has left is no error, and not at exit, where it is
+        return code
     except DiscoveryError as exc:
         print(f"discovery: {exc}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(exc, kind)), 1)
@@ -156,8 +159,8 @@ def _lookup(options: argparse.Namespace) -> int:
     with _client(options) as client:
         if options.all:
             instances: Sequence[Instance] = client.lookup_all(options.name, tags=options.tag)
-            if not instances:
-                client.lookup(options.name, tags=options.tag)  # raises the error that says why
+            if not instances:  # most likely this raises the error that says why
+                instances = [client.lookup(options.name, tags=options.tag)]
         else:
             instances = [client.lookup(options.name, tags=options.tag)]
     if options.json:
@@ -214,6 +217,9 @@ def _exec(options: argparse.Namespace) -> int:
     with _client(options) as client:
         instance = client.lookup(options.name, tags=options.tag)
     os.environ.update(_environment(options.name, [instance]))
+    # Python ignores these, and what is ignored stays so in the command: ``yes | head`` would not end.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execvp(options.command[0], options.command)  # noqa: S606 - the user's own command, without a shell
     except OSError as exc:
@@ -254,10 +260,9 @@ def _register(options: argparse.Namespace) -> int:
 def _agent(options: argparse.Namespace) -> int:
     from discovery.agent import Agent
 
-    at = ConsulConfig().at(options.http, origin="--http")
     with (
         _signals() as stopped,
-        Agent(http=(at.host, at.port), node=options.node, address=options.advertise) as agent,
+        Agent(http=_listen_address(options.http), node=options.node, address=options.advertise) as agent,
     ):
         print(f"embedded agent at {agent.url} (in memory, one host); stop it with Ctrl-C", flush=True)
         stopped.wait()
@@ -267,16 +272,27 @@ def _agent(options: argparse.Namespace) -> int:
 # --- helpers -----------------------------------------------------------------------------------------
 
 
+def _listen_address(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        if parts.hostname and parts.port is not None and parts.netloc == text:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ConfigurationError(
+        f"cannot listen at {text!r} from --http; write ADDR:PORT, 127.0.0.1:8500 for example"
+    )
+
+
 def _client(options: argparse.Namespace) -> Client:
     config = Config.from_env()
-    overrides: dict[str, Any] = {}
+    # A person waits at a prompt, not in a request: patience is cheaper here than a wrong answer.
+    overrides: dict[str, Any] = {"timeout": max(config.timeout, 5.0)}
     if options.consul:
         overrides["consul"] = config.consul.at(options.consul, origin="--consul")
     if getattr(options, "dc", None):
         overrides["dc"] = options.dc
-    # A person waits at a prompt, not in a request: patience is cheaper here than a wrong answer.
-    overrides.setdefault("timeout", max(config.timeout, 5.0))
-    return Client(Config.from_env(**overrides))
+    return Client(config, **overrides)
 
 
 def instance_to_json(instance: Instance) -> dict[str, Any]:
@@ -318,6 +334,8 @@ def _change_line(snapshot: Snapshot) -> str:
 def _environment(name: str, instances: Sequence[Instance]) -> dict[str, str]:
     """Return ``NAME_HOST`` and ``NAME_PORT`` of the first instance, and ``NAME_<n>_...`` of the others."""
     stem = env_name(name)
+    if stem[0].isdigit():
+        stem = f"_{stem}"  # else no shell could read it
     environment = {}
     for n, instance in enumerate(instances):
         prefix = f"{stem}_{n}" if n else stem

@@ -4,7 +4,8 @@ Laws:
 - The entry carries a TTL check that this thread renews: a process that dies without a word turns
   critical when the TTL is over.
 - An agent that has forgotten the entry (it restarted empty) gets it again with the next beat.
-- An unreachable agent is waited for, with one warning; a refusal is raised to the caller of ``start``.
+- An unreachable agent is waited for, with one warning; a refusal is raised to the caller of ``start``,
+  and warned of once when it comes later.
 - Only the process that registered deregisters: a forked child's exit must not take its parent out.
 """
 
@@ -14,7 +15,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from discovery.backends import Registry
@@ -97,6 +98,7 @@ class Heartbeat:
             checks=tuple(checks),
         )
         self._beat = min(ttl / 3, BEAT)
+        self._registered = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
@@ -107,20 +109,21 @@ class Heartbeat:
         Raises:
             RegistryError: the agent refused the registration. An unreachable agent is no error here.
         """
-        reachable = self._try(self._register)
+        trouble = self._try()
+        if trouble is not None:
+            log.warning("cannot register %s yet, trying on: %s", self.registration.id, trouble)
         self._thread = threading.Thread(
-            target=self._run, args=(reachable,), name=f"heartbeat {self.registration.id}", daemon=True
+            target=self._run, args=(trouble,), name=f"heartbeat {self.registration.id}", daemon=True
         )
         self._thread.start()
         return self
 
     def close(self) -> None:
         """Stop beating and deregister; idempotent. An agent that cannot be reached is left to its TTL."""
-        if self._stopping.is_set() or os.getpid() != self._pid:
+        if self._thread is None or self._stopping.is_set() or os.getpid() != self._pid:
             return
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         try:
             self._registry.deregister(self.registration.id)
         except DiscoveryError as exc:
@@ -132,37 +135,33 @@ class Heartbeat:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _run(self, reachable: bool) -> None:
+    def _run(self, trouble: DiscoveryError | None) -> None:
         while not self._stopping.wait(self._beat):
+            before = trouble
             try:
-                now_reachable = self._try(self._renew)
+                trouble = self._try()
             except DiscoveryError as exc:
                 # Refused in mid-life (a token was revoked): beating on is right, the refusal may end.
-                if reachable:
-                    log.warning("the heartbeat of %s is refused: %s", self.registration.id, exc)
-                reachable = False
-                continue
-            if now_reachable and not reachable:
-                log.warning("the heartbeat of %s is accepted again", self.registration.id)
-            elif reachable and not now_reachable:
-                log.warning("the heartbeat of %s cannot be delivered; trying on", self.registration.id)
-            reachable = now_reachable
+                trouble = exc
+            if trouble is None:
+                if before is not None:
+                    log.warning("the heartbeat of %s is accepted again", self.registration.id)
+            elif type(trouble) is not type(before):
+                log.warning(
+                    "the heartbeat of %s does not arrive, trying on: %s", self.registration.id, trouble
+                )
 
-    def _renew(self) -> None:
+    def _try(self) -> RegistryUnavailable | None:
+        """Beat once; return why the agent could not be reached, or None."""
         try:
-            self._registry.update_check(self._check_id, "passing")
-        except UnknownResource:
-            log.warning("the agent has forgotten %s; registering it again", self.registration.id)
-            self._register()
-
-    def _register(self) -> None:
-        self._registry.register(self.registration)
-
-    @staticmethod
-    def _try(act: Callable[[], None]) -> bool:
-        """Call *act* and say whether the agent could be reached."""
-        try:
-            act()
-        except RegistryUnavailable:
-            return False
-        return True
+            if self._registered:
+                try:
+                    self._registry.update_check(self._check_id, "passing")
+                    return None
+                except UnknownResource:
+                    log.warning("the agent has forgotten %s; registering it again", self.registration.id)
+            self._registry.register(self.registration)
+            self._registered = True
+        except RegistryUnavailable as exc:
+            return exc
+        return None

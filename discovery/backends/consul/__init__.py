@@ -16,7 +16,8 @@ from discovery.model import CheckID, Query, Registration, Reply, ServiceID, Sour
 
 __all__ = ["Consul", "from_uri"]
 
-_WRITE_TIMEOUT: Final = 10.0  # seconds
+_WRITE_TIMEOUT: Final = 5.0
+"""Seconds. A write is local to the agent; and a process that ends waits this long for one that hangs."""
 
 
 class Consul:
