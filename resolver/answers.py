@@ -200,8 +200,8 @@ class _Run:
 def prepare(
     query: wire.Query, found: Found, limits: Limits, random: Random, options: bytes = b""
 ) -> Prepared:
-    """Render every rotation of *found* for all spellings of *query*."""
-    question = fold_question(query.question)
+    """Render every rotation of *found*, for all spellings of *query* if names are compressed."""
+    question = fold_question(query.question) if limits.compress else query.question
     choices = list(found.choices)
     random.shuffle(choices)
     first = render(question, found, choices, limits, options)

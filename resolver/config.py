@@ -96,6 +96,10 @@ class Settings:
     """What one upstream gets to answer before the next is asked."""
     upstream_total: float = 4.5
     """What a forwarded question may take in all; under the 5 s of stub resolvers."""
+    tcp_idle: float = 10.0
+    """A connection without a request in this time is closed (RFC 7766 section 6.2.3: a few seconds)."""
+    tcp_connections: int = 512
+    """At a time. A tenth would do for real clients, and each costs a descriptor."""
 
 
 # --- Consul's agent configuration -----------------------------------------------------------------------

@@ -127,12 +127,14 @@ class Engine:
         table = self.tables[transport]
         limits = self._limits(query, transport)
         question = fold_question(query.question)
-        prepared = table.get(question, limits)
+        # A reply without compression repeats the client's letters in each owner: it is good for one spelling.
+        shared = limits.compress or query.question == question
+        prepared = table.get(question, limits) if shared else None
         if prepared is None:
             match zone.resolve(query, self.facts, self._zone, int(self._wall_clock())):
                 case Found() as found:
                     prepared = self._prepare(query, found, limits)
-                    if limits.compress or query.question == question:
+                    if shared:
                         table.put(question, limits, prepared)
                 case Need(need):
                     return LookUp(need, query)

@@ -29,8 +29,8 @@ __all__ = ["Follower"]
 
 log = logging.getLogger("resolver")
 
-_SWEEP_PERIOD: Final = 30.0
-"""Seconds between two looks for names that nobody asks for; idle times are minutes."""
+_SWEEPS_PER_IDLE: Final = 10
+"""How often within the idle time we look for names that nobody asks for: they go a tenth late at most."""
 _MAX_STRANGERS: Final = 16
 """Data centres followed at a time that have not answered yet. Anybody can make up names of data centres, and
 each costs a watch until Consul says that it does not exist."""
@@ -82,7 +82,7 @@ class Follower:
     def start(self) -> None:
         for query in (NamesQuery(), NodesQuery()):
             self._follow(query)
-        self._sweeper = self._loop.call_later(_SWEEP_PERIOD, self._sweep)
+        self._sweeper = self._loop.call_later(self._idle / _SWEEPS_PER_IDLE, self._sweep)
 
     def close(self) -> None:
         """End every subscription. The discovery engine is its owner's to close."""
@@ -181,7 +181,7 @@ class Follower:
                 followed.served, followed.asked_at = served, now
             elif now - followed.asked_at >= self._idle:
                 self._unfollow(query)
-        self._sweeper = self._loop.call_later(_SWEEP_PERIOD, self._sweep)
+        self._sweeper = self._loop.call_later(self._idle / _SWEEPS_PER_IDLE, self._sweep)
 
     def _unfollow(self, query: Query) -> None:
         followed = self._followed.pop(query)

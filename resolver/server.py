@@ -50,10 +50,6 @@ _RECEIVE_BUFFER: Final = 4 << 20
 which another thread may hold the interpreter."""
 _MAX_WAITING: Final = 10_000
 """Requests that may wait for catalogue or upstreams; more would be answered too late to be of use."""
-_TCP_IDLE: Final = 10.0
-"""Seconds without a request after which a connection is closed (RFC 7766 section 6.2.3: a few seconds)."""
-_TCP_CONNECTIONS: Final = 512
-"""Connections at a time; a tenth of them would do for real clients, and each costs a descriptor."""
 _TCP_PIPELINE: Final = 128
 """Requests of one connection that may wait for answers; then it is not read from until some are given."""
 _START_TIMEOUT: Final = 10.0  # s for the thread to come up
@@ -178,7 +174,7 @@ class _Service:
         own: Sequence[Endpoint],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._loop = loop
         self._engine = Engine(
             settings.zone,
@@ -236,14 +232,26 @@ class _Service:
     def hot(self, transport: Transport) -> Any:
         return self._engine.tables[transport]
 
-    def handle(self, packet: bytes, transport: Transport, send: Send) -> None:
-        """See to a request that the hot table does not know; *send* is called at most once, now or later."""
-        try:
-            self._act(packet, transport, send, self._loop.time() + self._settings.cold_timeout)
-        except Exception:  # one packet costs only itself, whatever it ran into
-            log.exception("a request of %d octets could not be served: %s", len(packet), packet[:64].hex())
+    def handle(self, packet: bytes, transport: Transport, send: Send) -> bool:
+        """See to a request that the hot table does not know.
 
-    def _act(self, packet: bytes, transport: Transport, send: Send, deadline: float) -> None:
+        Returns:
+            True: *send* is or will be called, once. False: there is nothing to say to this packet.
+        """
+        return self._guarded(packet, transport, send, self._loop.time() + self.settings.cold_timeout)
+
+    def _guarded(self, packet: bytes, transport: Transport, send: Send, deadline: float) -> bool:
+        try:
+            return self._act(packet, transport, send, deadline)
+        except Exception:  # one packet costs only itself, whatever it ran into
+            log.exception("a request could not be served: %s", packet[:64].hex())
+            query = wire.parse(packet)
+            if query is None:
+                return False
+            send(wire.refuse(query, wire.SERVFAIL))
+            return True
+
+    def _act(self, packet: bytes, transport: Transport, send: Send, deadline: float) -> bool:
         match self._engine.decide(packet, transport):
             case Answer(reply):
                 send(reply)
@@ -258,7 +266,8 @@ class _Service:
                 self._tasks.add(task)
                 task.add_done_callback(self._forwarded)
             case Drop():
-                pass
+                return False
+        return True
 
     def _look_up(
         self, look_up: LookUp, packet: bytes, transport: Transport, send: Send, deadline: float
@@ -277,14 +286,11 @@ class _Service:
 
         def known() -> None:
             if settle():
-                try:
-                    self._act(packet, transport, send, deadline)
-                except Exception:  # as in handle
-                    log.exception("a request could not be served: %s", packet[:64].hex())
+                self._guarded(packet, transport, send, deadline)
 
         def give_up() -> None:
             if settle():
-                why = f"the catalogue did not answer within {self._settings.cold_timeout:g} s"
+                why = f"the catalogue did not answer within {self.settings.cold_timeout:g} s"
                 send(self._engine.fail(look_up.query, why, timed_out=True).reply)
 
         timer = self._loop.call_at(deadline, give_up)
@@ -298,6 +304,9 @@ class _Service:
             send(wire.refuse(forward.query, wire.REFUSED))
         except UpstreamTimeout as exc:
             send(self._engine.fail(forward.query, str(exc), timed_out=True).reply)
+        except Exception:  # as in _guarded
+            log.exception("a request could not be forwarded: %s", forward.query.question.hex())
+            send(wire.refuse(forward.query, wire.SERVFAIL))
         else:
             self._engine.keep(forward.query, relayed)
             send(self._engine.relay(forward, relayed).reply)
@@ -305,8 +314,6 @@ class _Service:
     def _forwarded(self, task: asyncio.Task[None]) -> None:
         self._waiting -= 1
         self._tasks.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            log.error("a forwarded request could not be served", exc_info=exc)
 
     def _tick(self) -> None:
         self._engine.tick()
@@ -316,7 +323,7 @@ class _Service:
 
     def connected(self, connection: _TcpConnection) -> bool:
         """Count *connection*; False when there are too many and it is to be closed."""
-        if len(self._connections) >= _TCP_CONNECTIONS:
+        if len(self._connections) >= self.settings.tcp_connections:
             return False
         self._connections.add(connection)
         return True
@@ -432,7 +439,7 @@ class _TcpConnection(asyncio.Protocol):
             self._transport.abort()
             return
         self._active_at = self._service.loop.time()
-        self._timer = self._service.loop.call_later(_TCP_IDLE, self._check_idle)
+        self._timer = self._service.loop.call_later(self._service.settings.tcp_idle, self._check_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._service.disconnected(self)
@@ -481,7 +488,9 @@ class _TcpConnection(asyncio.Protocol):
         self._waiting += 1
         if self._waiting >= _TCP_PIPELINE and self._transport is not None:
             self._transport.pause_reading()
-        self._service.handle(packet, "tcp", self._answer)
+        if not self._service.handle(packet, "tcp", self._answer):
+            # No request at all: the framing is lost, or somebody tries what happens (RFC 7766 section 8).
+            self.abort()
 
     def _answer(self, reply: bytes) -> None:
         self._waiting -= 1
@@ -495,12 +504,13 @@ class _TcpConnection(asyncio.Protocol):
             self._transport.write(len(reply).to_bytes(2) + reply)
 
     def _check_idle(self) -> None:
-        idle = self._service.loop.time() - self._active_at
-        if idle >= _TCP_IDLE and not self._waiting:
+        loop, limit = self._service.loop, self._service.settings.tcp_idle
+        idle = loop.time() - self._active_at
+        if idle >= limit and not self._waiting:
             if self._transport is not None:
                 self._transport.close()
             return
-        self._timer = self._service.loop.call_later(max(1.0, _TCP_IDLE - idle), self._check_idle)
+        self._timer = loop.call_later(max(limit / 10, limit - idle), self._check_idle)
 
 
 # --- binding ---------------------------------------------------------------------------------------------

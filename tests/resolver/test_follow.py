@@ -1,0 +1,200 @@
+"""resolver.follow: what is followed, since when, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, cast
+
+from discovery.engine import Engine as DiscoveryEngine
+from discovery.engine import Known
+from discovery.errors import RegistryTimeout, RegistryUnavailable, RequestRejected
+from discovery.model import NamesQuery, NodesQuery, Query, ServiceName, ServiceQuery
+from resolver.engine import Answer, AnswerSettings, Engine
+from resolver.follow import Follower
+from resolver.zone import Fact, ZoneSettings
+from tests.resolver.world import SERIAL, entry, packet
+
+WEB = ServiceQuery(ServiceName("web"))
+
+
+class Subscriptions:
+    """Stands in for discovery's engine: remembers who subscribed and says what the test wants."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[Query, Callable[[Known], None]] = {}
+        self.ended: list[Query] = []
+
+    def subscribe(self, query: Query, callback: Callable[[Known], None]) -> Callable[[], None]:
+        self.callbacks[query] = callback
+
+        def unsubscribe() -> None:
+            self.ended.append(query)
+            del self.callbacks[query]
+
+        return unsubscribe
+
+    def say(self, query: Query, value: Any = None, **how: Any) -> None:
+        self.callbacks[query](Known(query, value, fetched_at=time.monotonic(), **how))
+
+
+Use = Callable[[Subscriptions, Engine, Follower], Awaitable[None]]
+
+
+def run(use: Use, *, idle: float = 600.0, max_stale: float = 600.0) -> None:
+    async def main() -> None:
+        subscriptions = Subscriptions()
+        engine = Engine(
+            ZoneSettings(),
+            AnswerSettings(),
+            monotonic=time.monotonic,
+            wall_clock=lambda: float(SERIAL),
+            random=Random(1),
+        )
+        follower = Follower(
+            cast(DiscoveryEngine, subscriptions),
+            engine,
+            asyncio.get_running_loop(),
+            idle=idle,
+            max_stale=max_stale,
+        )
+        follower.start()
+        try:
+            await asyncio.wait_for(use(subscriptions, engine, follower), 10)
+        finally:
+            follower.close()
+        assert not subscriptions.callbacks, "closing ends every subscription"
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until *condition* holds; the test's own time limit ends it otherwise."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_names_and_nodes_are_followed_from_the_start_and_a_service_when_asked_for() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        assert set(subscriptions.callbacks) == {NamesQuery(), NodesQuery()}
+        told: list[int] = []
+        for number in range(3):
+            follower.when_known(WEB, lambda number=number: told.append(number))  # type: ignore[misc]
+        assert set(subscriptions.callbacks) == {NamesQuery(), NodesQuery(), WEB}
+        subscriptions.say(WEB, (entry("web", "10.0.0.1"),))
+        await until(lambda: told == [0, 1, 2])
+        assert engine.facts[WEB] == Fact((entry("web", "10.0.0.1"),))
+        follower.when_known(WEB, lambda: told.append(3))
+        await until(lambda: told == [0, 1, 2, 3])
+
+    run(use)
+
+
+def test_a_failure_is_a_word_too() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        told: list[bool] = []
+        follower.when_known(WEB, lambda: told.append(True))
+        subscriptions.say(WEB, None, error=RegistryTimeout("no answer in 5 s"))
+        await until(lambda: bool(told))
+        assert engine.facts[WEB] == Fact(None, stale=True, why="no answer in 5 s", timed_out=True)
+
+    run(use)
+
+
+def test_what_is_too_old_is_forgotten() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        down = RegistryUnavailable("refused")
+        subscriptions.say(NamesQuery(), {"web": ()}, stale=True, error=down)
+        await until(lambda: NamesQuery() in engine.facts)
+        assert engine.facts[NamesQuery()].value == {"web"}
+        await until(lambda: engine.facts[NamesQuery()].value is None)
+        subscriptions.say(NamesQuery(), {"api": ()})
+        await until(lambda: engine.facts[NamesQuery()] == Fact(frozenset({"api"})))
+
+    run(use, max_stale=0.05)
+
+
+def test_a_fresh_word_in_time_keeps_it() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        loop = asyncio.get_running_loop()
+        subscriptions.say(NamesQuery(), {"web": ()}, stale=True, error=RegistryUnavailable("refused"))
+        await until(lambda: NamesQuery() in engine.facts)
+        subscriptions.say(NamesQuery(), {"web": ()})
+        await until(lambda: not engine.facts[NamesQuery()].stale)
+        later = loop.time() + 0.2
+        await until(lambda: loop.time() > later)
+        assert engine.facts[NamesQuery()] == Fact(frozenset({"web"}))
+
+    run(use, max_stale=0.1)
+
+
+def test_a_name_that_nobody_asks_for_is_dropped_and_one_that_is_asked_for_is_not() -> None:
+    api = ServiceQuery(ServiceName("api"))
+
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        subscriptions.say(NamesQuery(), {"web": (), "api": ()})
+        for query in (WEB, api):
+            follower.when_known(query, lambda: None)
+            subscriptions.say(query, (entry(query.name, "10.0.0.1"),))
+        await until(lambda: WEB in engine.facts and api in engine.facts)
+        while WEB in engine.facts:
+            # From the hot table, as the server does: the engine is not called, and still it counts.
+            raw = packet("api.service.consul")
+            ready = engine.tables["udp"].hot.get(raw[2:])
+            if ready is None:
+                assert isinstance(engine.decide(raw, "udp"), Answer)
+            else:
+                try:
+                    ready()
+                except StopIteration:
+                    engine.tables["udp"].wind_up(raw[2:])
+            await asyncio.sleep(0.001)
+        assert subscriptions.ended == [WEB]
+        assert api in engine.facts
+        follower.when_known(WEB, lambda: None)
+        assert WEB in subscriptions.callbacks, "and it comes back when asked for again"
+
+    run(use, idle=0.1)
+
+
+def test_a_word_that_comes_after_the_name_was_dropped_is_not_taken_in() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        follower.when_known(WEB, lambda: None)
+        late = subscriptions.callbacks[WEB]
+        subscriptions.say(WEB, ())
+        await until(lambda: WEB in engine.facts)
+        await until(lambda: WEB not in engine.facts)
+        late(Known(WEB, (entry("web", "10.0.0.1"),)))
+        subscriptions.say(NodesQuery(), ())
+        await until(lambda: NodesQuery() in engine.facts)
+        assert WEB not in engine.facts
+
+    run(use, idle=0.05)
+
+
+def test_a_data_centre_that_does_not_exist_costs_no_watch() -> None:
+    rejected = RequestRejected("No path to datacenter", status=500)
+
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        for number in range(300):
+            told: list[bool] = []
+            query = NamesQuery(f"dc{number}")
+            follower.when_known(query, lambda told=told: told.append(True))  # type: ignore[misc]
+            subscriptions.say(query, error=rejected)
+            await until(lambda told=told: bool(told))  # type: ignore[misc]
+            assert engine.facts[query] == Fact(frozenset())
+        assert set(subscriptions.callbacks) == {NamesQuery(), NodesQuery()}
+        assert len(engine.facts) <= 256
+
+    run(use)
+
+
+def test_few_unknown_data_centres_are_asked_for_at_a_time() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        for number in range(100):
+            follower.when_known(NamesQuery(f"dc{number}"), lambda: None)
+        assert len(subscriptions.callbacks) == 2 + 16
+
+    run(use)
