@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, Unpack, cast
 
 from discovery import balance, sources
 from discovery.backends import Backend
+from discovery.backends.chain import Chain
 from discovery.config import Config
 from discovery.engine import Engine, Known
 from discovery.errors import (
@@ -91,7 +92,7 @@ class Client:
 
     Args:
         config: settings; the environment's when None.
-        backend: the registry to use, for example an embedded agent's; found by ``sources.find`` when None.
+        backend: the registry to use, for example an embedded agent's; None: those of ``sources``.
         overrides: single settings of ``Config`` that win over *config* and the environment.
 
     Raises:
@@ -102,8 +103,9 @@ class Client:
         self, config: Config | None = None, *, backend: Backend | None = None, **overrides: Any
     ) -> None:
         self.config = Config.from_env(**overrides) if config is None else config.but(**overrides)
-        self._given_backend = backend
-        self._backend: Backend | None = backend
+        self._given = backend
+        self._registry: Backend | None = backend  # None: not needed yet
+        self._catalogue: Backend | Chain | None = backend
         self._engine: Engine | None = None
         self._lock = threading.RLock()
         self._services: dict[_Key, _Service] = {}
@@ -338,9 +340,11 @@ class Client:
 
         For processes that are no container. See ``Heartbeat`` for the arguments.
         """
-        self._running_engine()
+        with self._lock:
+            if self._registry is None:
+                self._registry = sources.find(self.config)
         heartbeat = Heartbeat(
-            cast(Backend, self._backend),
+            self._registry,
             name,
             port=port,
             address=address,
@@ -362,14 +366,15 @@ class Client:
 
     @property
     def where(self) -> str:
-        """The registry that is asked, as its address; it is looked for when it is not known yet."""
+        """The addresses of what is asked."""
         return self._running_engine().catalogue.where
 
     def close(self) -> None:
         """Stop heartbeats and watches and close all connections; idempotent. A later lookup starts anew."""
         with self._lock:
             engine, self._engine = self._engine, None
-            backend, self._backend = self._backend, self._given_backend
+            opened = [self._registry, self._catalogue]
+            self._registry = self._catalogue = self._given
             self._services.clear()
             self._warm.clear()
             self._tallies.clear()
@@ -379,8 +384,9 @@ class Client:
             watch.close()
         if engine is not None:
             engine.close()
-        if backend is not None and backend is not self._given_backend:
-            backend.close()
+        for source in opened:
+            if source is not None and source is not self._given:
+                source.close()
 
     def __enter__(self) -> Client:
         return self
@@ -534,9 +540,13 @@ class Client:
             with self._lock:
                 engine = self._engine
                 if engine is None:
-                    backend = self._backend or sources.find(self.config)
-                    self._backend = backend
-                    engine = self._engine = Engine(backend, self.config)
+                    chain = None
+                    if self._catalogue is None:
+                        self._catalogue = chain = sources.catalogue(self.config)
+                    engine = Engine(self._catalogue, self.config)
+                    if chain is not None:
+                        chain.known = engine.peek
+                    self._engine = engine
         return engine
 
     def _after_fork(self) -> None:
@@ -875,9 +885,10 @@ def snapshot_of(query: ServiceQuery, known: Known) -> Snapshot:
     """Build the snapshot of what is *known* about *query*."""
     return Snapshot(
         query.name,
-        tuple(Instance(entry, stale=known.stale) for entry in known.value),
+        tuple(Instance(entry, source=known.source, stale=known.stale) for entry in known.value),
         consul_index=known.index,
         fetched_at=known.fetched_at,
+        source=known.source,
         stale=known.stale,
     )
 

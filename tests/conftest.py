@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from tests.tools import ConsulAgent, consul_bin, missing
+
+# Without these a client with nothing but the environment's settings asks the machine's name servers, and
+# answers from what another test wrote down. A test that is about them says so itself.
+os.environ.update(DISCOVERY_DNS="off", DISCOVERY_CACHE="off", DISCOVERY_SHARE="off")
 
 
 @pytest.fixture(scope="session")
