@@ -30,6 +30,7 @@ DEFAULT_URI: Final = "consul://"
 SCHEMES: Final = ("consul", "consul-tls", "consul-unix")
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\Z")
+_OPTION: Final = re.compile(r"--?(?P<name>[A-Za-z][A-Za-z-]+)(?:=(?P<value>.*))?\Z", re.DOTALL)
 # Go's flag package takes -x=true for a switch; argparse does not.
 _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
@@ -69,30 +70,27 @@ class Settings:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a registrar to *parser*."""
-    group = parser.add_argument_group("Registrator's options (one dash or two)")
+    group = parser.add_argument_group("Registrator's options, with one dash or two")
     add = group.add_argument
-    add("-ip", "--ip", default="", metavar="IP", help="address to register, whatever a port is bound to")
+    add("--ip", default="", metavar="IP", help="address to register, whatever a port is bound to")
     _switch(group, "internal", "register the container's own address and the port inside")
     _switch(group, "explicit", "register only ports that are given a SERVICE_NAME")
     add(
-        "-useIpFromLabel",
         "--useIpFromLabel",
         default="",
         metavar="LABEL",
         help="register the address that stands in this label",
     )
-    add("-tags", "--tags", default="", metavar="TAG,TAG", help="added to every service's tags")
-    add("-ttl", "--ttl", default="0", metavar="SECONDS", help="accepted; of no effect with Consul")
-    add("-ttl-refresh", "--ttl-refresh", default="0", metavar="SECONDS", help="accepted together with -ttl")
+    add("--tags", default="", metavar="TAG,TAG", help="added to every service's tags")
+    add("--ttl", default="0", metavar="SECONDS", help="accepted; of no effect with Consul")
+    add("--ttl-refresh", default="0", metavar="SECONDS", help="accepted together with -ttl")
     add(
-        "-resync",
         "--resync",
         default=None,
         metavar="SECONDS",
         help="look at everything this often (default 60; 0: never)",
     )
     add(
-        "-deregister",
         "--deregister",
         default="always",
         metavar="WHEN",
@@ -100,14 +98,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     _switch(group, "cleanup", "accepted: what no longer runs is always removed")
     add(
-        "-retry-attempts",
         "--retry-attempts",
         default=None,
         metavar="N",
         help="give up after so many more attempts to reach the registry at the start (default, -1: never)",
     )
     add(
-        "-retry-interval",
         "--retry-interval",
         default="2000",
         metavar="MS",
@@ -115,9 +111,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("further options")
     add = group.add_argument
-    add("-owner", "--owner", default="", metavar="NAME", help="what ids begin with (default: the host name)")
+    add("--owner", default="", metavar="NAME", help="what ids begin with (default: the host name)")
     add(
-        "-network",
         "--network",
         default="",
         metavar="NAME",
@@ -136,16 +131,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def normalised(arguments: Sequence[str]) -> list[str]:
-    """Return *arguments* with ``-x=true`` and ``-x=false`` of switches as argparse takes them.
+    """Return *arguments* as argparse takes them, from Go's way of writing options.
+
+    ``-x`` becomes ``--x`` (argparse would take ``-intern`` for ``-internal``), and a switch may be
+    given as ``-x=true`` or ``-x=false``.
 
     Raises:
         ConfigurationError: a switch has another value.
     """
     result = []
     for argument in arguments:
-        found = re.match(r"--?(?P<name>[A-Za-z-]+)=(?P<value>.*)\Z", argument)
-        if found is None or found["name"] not in SWITCHES:
+        found = _OPTION.match(argument)
+        if found is None:
             result.append(argument)
+        elif found["name"] not in SWITCHES or found["value"] is None:
+            result.append(f"--{argument.lstrip('-')}")
         elif found["value"] in _TRUE:
             result.append(f"--{found['name']}")
         elif found["value"] not in _FALSE:
@@ -208,7 +208,7 @@ SWITCHES: Final = frozenset(
 
 
 def _switch(group: Any, name: str, text: str) -> None:
-    group.add_argument(f"-{name}", f"--{name}", action="store_true", help=text)
+    group.add_argument(f"--{name}", action="store_true", help=text)
 
 
 def _whole(option: str, raw: str, *, minimum: int = 0) -> int:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ __all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream"]
 
 _SOCKETS: Final = ("/var/run/docker.sock", "/tmp/docker.sock")  # noqa: S108 where Registrator's users mount it
 _REQUEST_TIMEOUT: Final = 10.0  # s; an engine that takes longer for one container is as good as away
+_KNOCK_TIMEOUT: Final = 2.0  # s
 _MAX_JOINS: Final = 8
 """Containers in each other's network that are followed; Docker itself allows no circle, Podman may."""
 
@@ -94,28 +97,40 @@ class Event:
 class EventStream:
     """What happens from now on, until the engine goes away or ``close`` is called."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._closed = threading.Event()
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._lock = threading.Lock()
+        self._closed = False
+        self._read = False
 
     def __iter__(self) -> Iterator[Event]:
         """Yield events; ends when the stream does, for whatever reason."""
+        with self._lock:
+            if self._closed:
+                return
+            self._read = True
+        rest = b""
         try:
-            for raw in self._stream:
-                if event := Event.from_json(raw):
-                    yield event
+            for chunk in self._response.iter_content(chunk_size=None):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line.strip() and (event := Event.from_json(json.loads(line))):
+                        yield event
         except _FAILURES:
-            return  # the same as the end of the stream: whoever reads looks at the whole again
-        except AttributeError:
-            # The SDK reaches into a response that ``close`` has just taken apart.
-            if not self._closed.is_set():
-                raise
+            pass  # the same as its end: whoever reads now looks at the whole again
+        finally:
+            self._response.close()
 
     def close(self) -> None:
-        """End the stream; the reading thread returns at once."""
-        self._closed.set()
-        with contextlib.suppress(*_FAILURES, AttributeError):
-            self._stream.close()
+        """End the stream; the thread that reads it returns at once. Idempotent."""
+        with self._lock:
+            self._closed = True
+            # Closing what another thread reads from would free its file descriptor under it.
+            if self._read:
+                with contextlib.suppress(*_FAILURES):
+                    self._response.raw.shutdown()
+            else:
+                self._response.close()
 
 
 class Docker:
@@ -151,12 +166,10 @@ class Docker:
         except docker.errors.TLSParameterError as exc:
             raise ConfigurationError(f"cannot use Docker's TLS variables: {exc}") from exc
         options.setdefault("base_url", self.where)
-        try:
-            client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
-        except _FAILURES as exc:
-            raise self._unavailable(exc) from exc
-        self._client = client
-        raw = self._ask(client.info)
+        with self._translated():
+            _knock(self.where)
+            self._client = client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
+            raw = client.info()
         return EngineInfo(
             id=raw.get("ID") or "",
             name=raw.get("Name") or "",
@@ -175,10 +188,15 @@ class Docker:
             DockerUnavailable: nobody answers.
         """
         client = self._connected()
-        filters = {"type": ["container", "network"]}
-        return EventStream(
-            self._ask(lambda: client.events(since=since or None, filters=filters, decode=True))
-        )
+        params = {"filters": json.dumps({"type": ["container", "network"]}), "since": str(since or "")}
+        url = f"{client.base_url}/v{client.api_version}/events"
+        # Not the SDK's ``events``: its stream leaves the socket open when the engine goes away.
+        with self._translated():
+            response = client.get(url, params=params, stream=True, timeout=(self._timeout, None))
+            if not response.ok:
+                response.close()
+                response.raise_for_status()
+        return EventStream(response)
 
     def list(self) -> tuple[Summary, ...]:
         """Return every container, whether it runs or not.
@@ -187,7 +205,8 @@ class Docker:
             DockerUnavailable: nobody answers.
         """
         client = self._connected()
-        return tuple(Summary.from_json(raw) for raw in self._ask(lambda: client.containers(all=True)))
+        with self._translated():
+            return tuple(Summary.from_json(raw) for raw in client.containers(all=True))
 
     def inspect(self, container: str) -> Container | None:
         """Return one container, joined with the one whose network it shares; None when it is gone.
@@ -216,32 +235,40 @@ class Docker:
 
     def _inspect(self, container: str) -> Container | None:
         client = self._connected()
-        try:
-            raw = self._ask(lambda: client.inspect_container(container))
-        except DockerUnavailable as exc:
-            if isinstance(exc.__cause__, docker.errors.NotFound):
+        with self._translated():
+            try:
+                return Container.from_json(client.inspect_container(container))
+            except docker.errors.NotFound:
                 return None
-            raise
-        return Container.from_json(raw)
 
     def _connected(self) -> docker.APIClient:
         if self._client is None:
             raise DockerUnavailable(f"not connected to Docker at {self.where}")
         return self._client
 
-    def _ask(self, question: Any) -> Any:
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
-            return question()
+            yield
         except _FAILURES as exc:
-            raise self._unavailable(exc) from exc
+            # The SDK wraps the operating system's words several times; the innermost are for people.
+            cause: BaseException = exc
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+            raise DockerUnavailable(
+                f"cannot ask Docker at {self.where}: {reason}; "
+                "is it running, and may this process use its socket?"
+            ) from exc
 
-    def _unavailable(self, exc: BaseException) -> DockerUnavailable:
-        cause: BaseException = exc
-        while cause.__context__ is not None:
-            cause = cause.__context__
-        return DockerUnavailable(
-            f"cannot ask Docker at {self.where}: {cause}; is it running, and may this process use its socket?"
-        )
+
+def _knock(where: str) -> None:
+    """Raise OSError where nobody listens at a unix socket: the SDK leaves a socket open then."""
+    scheme, _, path = where.partition("://")
+    if scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_KNOCK_TIMEOUT)
+            sock.connect(f"/{path.lstrip('/')}")
 
 
 def _default_socket() -> str:

@@ -1,0 +1,132 @@
+"""A real dockerd of the tests' own, in namespaces of its own: nothing of it shows on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import docker
+import docker.errors
+import requests
+
+from tests.tools import wait_until
+
+__all__ = ["IMAGE", "OBEDIENT", "Dockerd"]
+
+IMAGE = "python-micro-service"
+OBEDIENT = ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
+"""A process 1 that ends when it is asked to; a bare ``sleep`` would ignore SIGTERM there."""
+
+_STARTED = 30.0  # s
+_COMMANDS = ("sh", "sleep", "true", "false")
+
+
+class Dockerd:
+    """One daemon with one image, ``IMAGE``: busybox, exposing port 5000.
+
+    with Dockerd() as dockerd:
+        dockerd.run("web", publish_all_ports=True)
+    """
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="portcall-dockerd-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{self._directory}/docker.sock"
+        self.env = {"DOCKER_HOST": self.url}
+        self.client: docker.DockerClient
+
+    def start(self) -> None:
+        """Run the daemon and wait until it answers; containers of its life before are not started."""
+        d = self._directory
+        # The mounts are its own, so that what it leaves mounted ends with it; --kill-child takes every
+        # process of its pid namespace along.
+        places = f"--data-root {d}/data --exec-root {d}/exec --pidfile {d}/pid -H {self.url}"
+        script = f"ip link set lo up && exec dockerd {places}"
+        namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        with (d / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["unshare", *namespaces, "sh", "-c", script],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+        def up() -> bool:
+            assert self._process is not None
+            assert self._process.poll() is None, (d / "log").read_text(errors="replace")[-4000:]
+            return self._listens()
+
+        wait_until(up, _STARTED, message="dockerd listens")
+        self.client = docker.DockerClient(self.url, version="1.41", timeout=30)
+        wait_until(self.client.ping, _STARTED, message="dockerd answers")
+
+    def kill(self) -> None:
+        """SIGKILL the daemon and every container with it."""
+        self.client.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        # Its children end a moment after it.
+        wait_until(lambda: not self._listens(), message="dockerd has ended")
+        (self._directory / "pid").unlink(missing_ok=True)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as sock:
+            return sock.connect_ex(f"{self._directory}/docker.sock") == 0
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.client.api.import_image_from_data(
+                _busybox(), repository=IMAGE, changes=["EXPOSE 5000", 'CMD ["sleep", "1000"]']
+            )
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def run(self, name: str, **options: Any) -> Any:
+        """``docker run -d``; options are the SDK's."""
+        return self.client.containers.run(IMAGE, name=name, detach=True, **options)
+
+    def beside(self, *command: str) -> list[str]:
+        """The command line that runs *command* in this engine's network, where docker0 is."""
+        assert self._process is not None
+        return ["nsenter", f"--target={self._process.pid}", "--net", "--", *command]
+
+    def clear(self) -> None:
+        """Remove every container and every network that was made."""
+        for one in self.client.containers.list(all=True, ignore_removed=True):
+            with contextlib.suppress(docker.errors.NotFound, requests.RequestException):
+                one.remove(force=True)
+        self.client.networks.prune()
+
+
+def _busybox() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add("/bin/busybox", "bin/busybox")
+        for command in _COMMANDS:
+            link = tarfile.TarInfo(f"bin/{command}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+    return buffer.getvalue()

@@ -1,0 +1,398 @@
+"""A real dockerd: what it tells, that the fake of these tests tells the same, and the loop on top of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from discovery.backends import open_backend
+from discovery.config import Config
+from discovery.errors import ConfigurationError
+from registrar.containers import Binding, Port, State
+from registrar.desired import Rules
+from registrar.docker import Docker, DockerUnavailable, Event
+from tests.registrar.dockerd import IMAGE, OBEDIENT, Dockerd
+from tests.registrar.fake_docker import FakeDocker
+from tests.registrar.running import Running
+from tests.tools import ConsulAgent, wait_until
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def engine(dockerd: Dockerd) -> Iterator[Docker]:
+    with closing(Docker(dockerd.env)) as engine:
+        yield engine
+
+
+class Heard:
+    """The events of an engine, collected by a thread."""
+
+    def __init__(self, engine: Any) -> None:
+        self.events: list[Event] = []
+        self._stream = engine.events(engine.connect().now)
+        self._thread = threading.Thread(target=self._listen)
+
+    def _listen(self) -> None:
+        for event in self._stream:
+            self.events.append(event)
+
+    def actions(self, container: str) -> list[tuple[str, int | None]]:
+        return [(event.action, event.signal) for event in list(self.events) if event.container == container]
+
+    def __enter__(self) -> Heard:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive(), "closing the stream did not end the thread that reads it"
+
+
+# --- the engine ----------------------------------------------------------------------------------------
+
+
+def test_an_engine_says_who_it_is(engine: Docker) -> None:
+    info = engine.connect()
+    assert len(info.id) >= 12
+    assert info.name
+    assert info.version
+    assert info.now > 1_700_000_000
+
+
+def test_a_container_is_read_as_it_was_made(engine: Docker, dockerd: Dockerd) -> None:
+    made = dockerd.run(
+        "web",
+        ports={"80/tcp": 8080, "53/udp": ("127.0.0.1", 5353)},
+        environment={"SERVICE_NAME": "shop"},
+        labels={"SERVICE_TAGS": "a,b"},
+        stop_signal="SIGQUIT",
+    )
+    engine.connect()
+    found = engine.inspect("web")
+    assert found == engine.inspect(made.id)
+    assert found is not None
+    assert (found.id, found.name, found.image) == (made.id, "web", IMAGE)
+    assert found.env["SERVICE_NAME"] == "shop"
+    assert found.labels["SERVICE_TAGS"] == "a,b"
+    assert found.ports == (
+        Port(53, "udp", (Binding("127.0.0.1", 5353),)),
+        Port(80, "tcp", (Binding("", 8080),)),
+        Port(5000, "tcp"),
+    )
+    assert [network.name for network in found.networks] == ["bridge"]
+    assert found.networks[0].ipv4.startswith("172.")
+    assert found.stop_signal == 3
+    assert found.state.up
+    assert [summary.id for summary in engine.list()] == [made.id]
+    assert engine.inspect("nobody") is None
+
+
+def test_a_shared_network_is_followed(engine: Docker, dockerd: Dockerd) -> None:
+    pod = dockerd.run("pod", ports={"5000/tcp": 8080})
+    dockerd.run("app", network_mode=f"container:{pod.id}")
+    dockerd.run("app-of-app", network_mode="container:app")
+    engine.connect()
+    for name in ("app", "app-of-app"):
+        found = engine.inspect(name)
+        assert found is not None
+        assert found.network_of == pod.id
+        assert found.ports == (Port(5000, "tcp", (Binding("", 8080),)),)
+
+
+def test_nobody_at_the_socket_is_said_so(tmp_path: Any) -> None:
+    engine = Docker({"DOCKER_HOST": f"unix://{tmp_path}/none.sock"})
+    with pytest.raises(DockerUnavailable, match=r"cannot ask Docker at unix:///.*none.sock"):
+        engine.connect()
+    with pytest.raises(DockerUnavailable, match="not connected"):
+        engine.list()
+
+
+def test_unusable_tls_variables_are_said_so(tmp_path: Any) -> None:
+    env = {"DOCKER_HOST": "tcp://127.0.0.1:1", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
+    with pytest.raises(ConfigurationError, match="Docker's TLS variables"):
+        Docker(env).connect()
+
+
+def test_events_are_replayed_from_the_moment_given(engine: Docker, dockerd: Dockerd) -> None:
+    """The engine answers a subscription before it has made it; the replay closes the gap."""
+    now = engine.connect().now
+    web = dockerd.run("web")
+    with closing(engine.events(now)) as stream:
+        # Without the replay there would be nothing to read, ever: the container already runs.
+        assert next(event.action for event in stream if event.container == web.id) == "create"
+
+
+def test_a_stream_ends_with_the_daemon(dockerd: Dockerd) -> None:
+    with closing(Docker(dockerd.env)) as engine, Heard(engine) as heard:
+        dockerd.restart()
+        heard._thread.join(5)
+        assert not heard._thread.is_alive()
+
+
+# --- the fake tells the same -----------------------------------------------------------------------------
+
+
+class Script:
+    """What an operator does, on either engine."""
+
+    def __init__(self, dockerd: Dockerd | None, fake: FakeDocker | None) -> None:
+        self.dockerd, self.fake = dockerd, fake
+
+    def run(self, name: str) -> str:
+        if self.fake:
+            return self.fake.run(name, publish=["5000/tcp"], image=IMAGE)
+        assert self.dockerd
+        return str(self.dockerd.run(name, publish_all_ports=True, command=OBEDIENT).id)
+
+    def __getattr__(self, verb: str) -> Callable[..., None]:
+        if self.fake:
+            return {"hup": lambda name: self.fake.kill(name, "SIGHUP", dies=False)}.get(  # type: ignore[union-attr]
+                verb, getattr(self.fake, verb, None)
+            )  # type: ignore[return-value]
+        assert self.dockerd
+        containers = self.dockerd.client.containers
+        return {
+            "stop": lambda name: containers.get(name).stop(),
+            "start": lambda name: containers.get(name).start(),
+            "kill": lambda name: containers.get(name).kill(),
+            "hup": lambda name: containers.get(name).kill("HUP"),
+            "pause": lambda name, paused=True: getattr(
+                containers.get(name), "pause" if paused else "unpause"
+            )(),
+            "rename": lambda name, new: containers.get(name).rename(new),
+            "remove": lambda name: containers.get(name).remove(force=True),
+        }[verb]
+
+
+def lifetime(script: Script, engine: Any, heard: Heard) -> dict[str, Any]:
+    """Lead a container through its life; what is seen of it on the way."""
+    seen: dict[str, Any] = {}
+
+    def look(moment: str) -> None:
+        found = engine.inspect(web)
+        # Of what differs from one engine to the next, only whether it is there.
+        seen[moment] = found and {
+            "name": found.name,
+            "ports": [(str(port), bool(port.bindings)) for port in found.ports],
+            "host ports": len({binding.host_port for port in found.ports for binding in port.bindings}),
+            "state": replace(found.state, started_at=0, finished_at=0),
+            "started": found.state.started_at > 0,
+            "network": [network.name for network in found.networks],
+        }
+        wait_until(lambda: engine.list() is not None)
+        seen[f"{moment}, listed"] = [row.name for row in engine.list()]
+
+    def port() -> int:
+        found = engine.inspect(web)
+        assert found is not None
+        return int(found.ports[0].bindings[0].host_port)
+
+    web = script.run("web")
+    look("running")
+    first = port()
+    script.stop("web")
+    look("stopped")
+    script.start("web")
+    seen["port changed"] = port() != first
+    script.pause("web")
+    look("paused")
+    script.pause("web", paused=False)
+    script.hup("web")
+    script.rename("web", "shop")
+    look("renamed")
+    script.kill("shop")
+    look("killed")
+    script.start("shop")
+    script.remove("shop")
+    look("removed")
+    wait_until(lambda: ("destroy", None) in heard.actions(web))
+    told_by_both = {"create", "start", "kill", "die", "stop", "pause", "unpause", "rename", "destroy"}
+    seen["events"] = [action for action in heard.actions(web) if action[0] in told_by_both]
+    return seen
+
+
+def test_the_fake_leads_a_container_through_the_same_life(engine: Docker, dockerd: Dockerd) -> None:
+    fake = FakeDocker()
+    with Heard(engine) as heard:
+        real_life = lifetime(Script(dockerd, None), engine, heard)
+    with Heard(fake) as heard:
+        fake_life = lifetime(Script(None, fake), fake, heard)
+    # The process of the real one ends by itself, with 0; the fake's is ended by the signal.
+    for life in (real_life, fake_life):
+        life["stopped"]["state"] = replace(life["stopped"]["state"], exit_code=0)
+    assert fake_life == real_life
+    assert real_life["events"][:5] == [
+        ("create", None),
+        ("start", None),
+        ("kill", 15),
+        ("die", None),
+        ("stop", None),
+    ]
+    assert real_life["paused"]["state"] == State(running=True, paused=True)
+
+
+def test_a_network_event_names_the_container(engine: Docker, dockerd: Dockerd) -> None:
+    back = dockerd.client.networks.create("back")
+    web = dockerd.run("web")
+    with Heard(engine) as heard:
+        back.connect(web)
+        wait_until(lambda: ("connect", None) in heard.actions(web.id))
+        found = engine.inspect(web.id)
+        assert found is not None
+        assert [network.name for network in found.networks] == ["back", "bridge"]
+        back.disconnect(web)
+        wait_until(lambda: ("disconnect", None) in heard.actions(web.id))
+
+
+# --- the loop --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(dockerd: Dockerd, consul_agent: ConsulAgent) -> Iterator[Callable[..., Running]]:
+    """Start a reconciler between the real dockerd and a real Consul."""
+    started: list[tuple[Running, Any, Docker]] = []
+
+    def start(**settings: Any) -> Running:
+        backend = open_backend(consul_agent.uri, Config())
+        engine = Docker(dockerd.env)
+        running = Running(engine, backend, **settings)
+        running.__enter__()
+        started.append((running, backend, engine))
+        return running
+
+    yield start
+    for running, backend, engine in started:
+        running.__exit__(None, None, None)
+        backend.close()
+        engine.close()
+
+
+def table(agent: ConsulAgent) -> dict[str, int]:
+    return {key: row["Port"] for key, row in agent.request("GET", "/v1/agent/services").items()}
+
+
+def see(agent: ConsulAgent, **ports: int) -> None:
+    wanted = {f"host-1:{name}:5000": port for name, port in ports.items()}
+    wait_until(lambda: table(agent) == wanted, 2, message=f"registered is {wanted}")
+
+
+def published(dockerd: Dockerd, name: str) -> int:
+    api = dockerd.client.api
+    return int(api.inspect_container(name)["NetworkSettings"]["Ports"]["5000/tcp"][0]["HostPort"])
+
+
+def test_the_life_of_a_container_in_consul(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    consul_agent.request(
+        "PUT", "/v1/agent/service/register", {"ID": "host-1:by-hand:5000", "Name": "x", "Port": 9}
+    )
+    loop()
+    web = dockerd.run("web", publish_all_ports=True, command=OBEDIENT)
+    see(consul_agent, web=published(dockerd, "web"), **{"by-hand": 9})
+    web.restart()
+    see(consul_agent, web=published(dockerd, "web"), **{"by-hand": 9})
+    web.pause()
+    see(consul_agent, **{"by-hand": 9})
+    web.unpause()
+    web.rename("shop")
+    see(consul_agent, shop=published(dockerd, "shop"), **{"by-hand": 9})
+    web.kill("HUP")
+    web.stop()
+    see(consul_agent, **{"by-hand": 9})
+    web.start()
+    see(consul_agent, shop=published(dockerd, "shop"), **{"by-hand": 9})
+    web.remove(force=True)
+    see(consul_agent, **{"by-hand": 9})
+
+
+def test_a_stopping_container_leaves_before_it_ends(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    loop()
+    slow = ["/bin/sh", "-c", "trap 'sleep 2; exit 0' TERM; sleep 1000 & wait"]
+    web = dockerd.run("web", publish_all_ports=True, command=slow)
+    see(consul_agent, web=published(dockerd, "web"))
+    stopping = threading.Thread(target=web.stop)
+    stopping.start()
+    try:
+        see(consul_agent)
+        assert dockerd.client.api.inspect_container("web")["State"]["Running"]
+    finally:
+        stopping.join()
+
+
+def test_internal_registers_what_a_late_network_gives(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    loop(rules=Rules(internal=True, network="back"))
+    back = dockerd.client.networks.create("back")
+    web = dockerd.run("web")
+
+    def address() -> str:
+        services = consul_agent.request("GET", "/v1/agent/services")
+        return str(services.get("host-1:web:5000", {}).get("Address"))
+
+    def docker_says(network: str) -> str:
+        networks = dockerd.client.api.inspect_container("web")["NetworkSettings"]["Networks"]
+        return str(networks[network]["IPAddress"])
+
+    wait_until(lambda: address() == docker_says("bridge"))
+    back.connect(web)
+    wait_until(lambda: address() == docker_says("back"))
+
+
+def test_81_334_an_agent_restarted_empty_has_its_services_back(
+    dockerd: Dockerd, start_consul: Callable[..., ConsulAgent]
+) -> None:
+    agent = start_consul()
+    web = dockerd.run("web", publish_all_ports=True)
+    started = dockerd.client.api.inspect_container(web.id)["State"]["StartedAt"]
+    with (
+        closing(open_backend(agent.uri, Config())) as backend,
+        closing(Docker(dockerd.env)) as engine,
+        Running(engine, backend),
+    ):
+        see(agent, web=published(dockerd, "web"))
+        agent.restart()
+        see(agent, web=published(dockerd, "web"))
+    assert dockerd.client.api.inspect_container(web.id)["State"]["StartedAt"] == started
+
+
+def test_377_dockerd_killed_and_started_again(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    loop()
+    dockerd.run("dies", publish_all_ports=True)
+    see(consul_agent, dies=published(dockerd, "dies"))
+    dockerd.restart()
+    see(consul_agent)
+    dockerd.run("new", publish_all_ports=True)
+    see(consul_agent, new=published(dockerd, "new"))
+
+
+def test_nothing_is_written_when_nothing_differs(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    running = loop()
+    dockerd.run("web", publish_all_ports=True, labels={"SERVICE_CHECK_TTL": "1h", "SERVICE_TAGS": "a"})
+    see(consul_agent, web=published(dockerd, "web"))
+
+    def indexes() -> list[int]:
+        rows = consul_agent.request("GET", f"/v1/health/service/{IMAGE}")
+        return [row["Service"]["ModifyIndex"] for row in rows] + [
+            check["ModifyIndex"] for row in rows for check in row["Checks"] if check["ServiceID"]
+        ]
+
+    wait_until(lambda: len(indexes()) == 2)
+    before = indexes()
+    for _ in range(3):
+        running.settle()
+    assert indexes() == before
