@@ -34,7 +34,7 @@ MAX_CONNECTIONS_PER_CLIENT: Final = 200
 """From one address (Consul: "http_max_conns_per_client"), so that what runs out at Consul runs out here."""
 MAX_BODY: Final = 512 * 1024
 """Bytes of a request's body; a registration has a few hundred. More would be read into memory."""
-_BACKLOG: Final = 128
+_BACKLOG: Final = socket.SOMAXCONN
 _JOIN_TIMEOUT: Final = 5.0  # s; threads end within milliseconds of the shutdown of their sockets
 _TOO_MANY: Final = (
     b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\n"
