@@ -36,6 +36,7 @@ from discovery.backends.chain import Chain
 from discovery.config import Config
 from discovery.engine import Engine, Known
 from discovery.errors import (
+    Attempt,
     DiscoveryError,
     LookupFailed,
     NoHealthyInstances,
@@ -458,6 +459,7 @@ class Client:
     def _nothing(self, asked: Sequence[_Service], wish: _Wish) -> _Steps[DiscoveryError]:
         name = asked[0].query.name
         everyone = [instance for service in asked for instance in service.snapshot]
+        attempts = [attempt for service in asked for attempt in service.attempts(self.where)]
         if not everyone:
             try:
                 known: Mapping[ServiceName, Any] = yield from self._names(asked[0].query.dc)
@@ -466,13 +468,16 @@ class Client:
             close = close_names(name, known)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             return ServiceNotFound(
-                f"no service is called {name!r} in the catalogue of {self.where}{hint}", close=close
+                f"no service is called {name!r} in the catalogue of {asked[0].where or self.where}{hint}",
+                close=close,
+                attempts=attempts,
             )
         failing = [reason for instance in everyone if (reason := wish.why_not(instance))]
         return NoHealthyInstances(
             f"none of the {len(everyone)} instances of {name!r} can be used: {'; '.join(failing[:5])}"
             + ("; ..." if len(failing) > 5 else ""),
             failing=failing,
+            attempts=attempts,
         )
 
     # --- carrying them out
@@ -626,6 +631,9 @@ class _Service:
         """What the warm path takes turns on; empty where it takes more than a turn."""
         self.next: Callable[[], int] = itertools.count(random.randrange(1 << 16)).__next__
         self.snapshot = self.healthy = Snapshot(query.name)
+        self.where = ""
+        self._asked: tuple[Attempt, ...] = ()  # in vain, before it was answered
+        self._elapsed = 0.0
         self._config = config
         self._views: dict[object, _View] = {}
         with tally.lock:
@@ -639,8 +647,15 @@ class _Service:
         healthy = _compared(snapshot.only(_usable), self.healthy)
         with self.tally.lock:
             self.snapshot, self.healthy = snapshot, healthy
+            self.where, self._asked, self._elapsed = known.where, known.attempts, known.elapsed
             self.tally.stats.keep({i for service in self.tally.services for i in service.snapshot})
             self.refresh()
+
+    def attempts(self, where: str) -> Iterator[Attempt]:
+        """Say who was asked about this service and what came of it; *where* is the registry by default."""
+        yield from self._asked
+        found = f"{len(self.healthy)} of {len(self.snapshot)} healthy" if self.snapshot else "no instance"
+        yield Attempt(self.where or where, self._elapsed, found)
 
     def retire(self) -> None:
         """Nobody keeps it fresh any more: a lookup that still holds it must ask anew."""

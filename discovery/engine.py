@@ -31,7 +31,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from discovery.backends import Catalogue, Reader
@@ -68,6 +68,9 @@ _BURST_SECONDS: Final = 0.5
 """After 16 returns of one blocking read within half a second they are spaced out: a registry that
 answers at once each time (a proxy that strips the index, a very busy service) must not take a core."""
 
+_ELSEWHERE: Final = frozenset({"static", "dns"})
+"""Sources that answer whether the registry does or not."""
+
 Callback = Callable[["Known"], None]
 
 
@@ -88,6 +91,8 @@ class Known:
     source: Source = "http"
     where: str = ""
     """The address that it came from, where the catalogue has several."""
+    elapsed: float = field(default=0.0, compare=False)
+    """Seconds that it took to ask."""
     attempts: tuple[Attempt, ...] = ()
     """What was asked in vain before."""
 
@@ -288,7 +293,7 @@ class Engine:
                 return  # dropped, or a watch has become free for it
         if now - follower.asked_at < POLL and not follower.kicked.is_set():
             return  # another question's kick woke the poller
-        if self.gate.may_ask(follower.kicked):
+        if not follower.gated or self.gate.may_ask(follower.kicked):
             follower.asked_at = now
             follower.read_once(reader, blocking=False)
         else:
@@ -402,7 +407,8 @@ class _Follower:
             raise copy(known.error) from known.error.__cause__
         if self._stopping.is_set():
             raise RegistryUnavailable(f"this client of {where} is closed")
-        raise RegistryTimeout(f"{where} did not answer within {timeout:g} s")
+        problem = f"did not answer within {timeout:g} s"
+        raise RegistryTimeout(f"{where} {problem}", attempts=[Attempt(where, timeout, problem)])
 
     # --- keeping it fresh
 
@@ -438,6 +444,12 @@ class _Follower:
         self._stopping = threading.Event()
         self.kicked = threading.Event()
 
+    @property
+    def gated(self) -> bool:
+        """Say whether it is the registry that has to answer: nothing else does at the moment."""
+        known = self.known
+        return known.value is None or known.stale or known.source not in _ELSEWHERE
+
     def doubt(self, why: DiscoveryError | None) -> None:
         """Say *why* what is known cannot be confirmed, when another question has found that out."""
         if why is not None and self.known.error is None:
@@ -448,12 +460,12 @@ class _Follower:
         returns: deque[float] = deque(maxlen=_BURST)
         try:
             while not self._stopping.is_set():
-                if not gate.may_ask(self.kicked):
+                if self.gated and not gate.may_ask(self.kicked):
                     self.doubt(gate.error)
                     gate.wait()
                     continue
                 answered = self.read_once(reader, blocking=True)
-                if gate.error is not None:
+                if gate.error is not None and self.gated:
                     continue
                 now = time.monotonic()
                 if not self.wanted(now, idle) and self.engine._forget(self):
@@ -477,6 +489,7 @@ class _Follower:
         # A stale answer is asked for anew without an index: a blocking read would wait for a change
         # before it told us that the registry is back.
         index = known.index if blocking and not known.stale else 0
+        started = time.monotonic()
         try:
             reply = reader.read(self.query, index=index, wait=engine.config.wait, timeout=READ_TIMEOUT)
         except DiscoveryError as exc:
@@ -486,10 +499,13 @@ class _Follower:
             log.exception("reading %s from %s failed", self.query, engine.catalogue.where)
             self._failed(DiscoveryError(f"reading {self.query} failed: {exc!r}"))
             return False
-        if reply.error is None:
-            engine.gate.succeeded(engine.catalogue.where)
-        else:
+        elapsed = known.elapsed if index else time.monotonic() - started  # without the wait for a change
+        if reply.error is not None:
             self._settle(reply.error)  # it was remembered: nobody has answered
+        elif reply.source in _ELSEWHERE:
+            engine.gate.leave()  # that says nothing about the registry
+        else:
+            engine.gate.succeeded(engine.catalogue.where)
         error = reply.error
         if not reply.known_leader:
             error = RegistryUnavailable(f"the servers behind {engine.catalogue.where} have no leader")
@@ -509,6 +525,7 @@ class _Follower:
                 error=error,
                 source=reply.source,
                 where=reply.where,
+                elapsed=elapsed,
                 attempts=reply.attempts,
             )
         self._publish(now_known, attempt=True)

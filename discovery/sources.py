@@ -77,7 +77,8 @@ def catalogue(config: Config) -> Chain:
     disk = Disk(config.cache, _scope(config)) if config.cache else None
     if len(asked) == 1 and disk is None:
         asked[0].budget = None  # there is nobody to hurry on to
-    return Chain([*fixed, *asked], disk=disk)
+    advice = "" if config.consul.explicit else "; set CONSUL_HTTP_ADDR to the address of a Consul agent"
+    return Chain([*fixed, *asked], disk=disk, advice=advice)
 
 
 def find(config: Config) -> Backend:

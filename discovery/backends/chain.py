@@ -73,12 +73,14 @@ class Chain:
     Args:
         known: returns what whoever asks has already from here, None when that is nothing.
         disk: where answers are written down.
+        advice: what to do when none of them answers, for the error that says so.
     """
 
     source: Source = "http"
 
-    def __init__(self, links: Sequence[Link], *, disk: Disk | None = None) -> None:
+    def __init__(self, links: Sequence[Link], *, disk: Disk | None = None, advice: str = "") -> None:
         self.links = tuple(links)
+        self.advice = advice
         self.disk = disk
         self.known: Callable[[Query], Standing | None] = lambda _: None
 
@@ -153,7 +155,7 @@ class ChainReader:
             left = deadline - time.monotonic()
             if left > 0 and link.budget and (reply := asked.answer(self, link, query, left)):
                 return self._found(query, reply, asked)
-        raise asked.failure()
+        raise asked.failure(self._chain.advice)
 
     def _found(self, query: Query, reply: Reply, asked: _Asked) -> Reply:
         if reply.error is None:
@@ -176,7 +178,7 @@ class ChainReader:
             wait = min(wait, max(min(other.rests_until for other in better) - time.monotonic(), 0.0))
         reply = asked.answer(self, link, query, timeout, index=index if wait else 0, wait=wait)
         if reply is None:
-            raise asked.failure()
+            raise asked.failure(self._chain.advice)
         self._written_down(query, reply)
         return reply
 
