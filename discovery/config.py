@@ -106,6 +106,11 @@ class ConsulConfig:
         wrong = f"cannot use the Consul address {address!r} from {origin}"
         if "://" not in address:
             address = f"consul://{address}"
+        if "@" in address and "unix" not in address.partition("://")[0]:
+            raise ConfigurationError(  # without the address: there may be a password in it
+                f"cannot use the Consul address from {origin}: it holds a user name; "
+                "write host:port, and user:password into CONSUL_HTTP_AUTH"
+            )
         try:
             parts = urlsplit(address)
             host, port = parts.hostname, parts.port
@@ -120,11 +125,6 @@ class ConsulConfig:
             raise ConfigurationError(
                 f"{wrong}: unknown scheme {parts.scheme!r}; "
                 "use http, https, unix, consul, consul-tls or consul-unix"
-            )
-        if "@" in parts.netloc:  # not in the message: there may be a password in it
-            raise ConfigurationError(
-                f"cannot use the Consul address from {origin}: it holds a user name; "
-                "write host:port, and user:password into CONSUL_HTTP_AUTH"
             )
         if not host:
             raise ConfigurationError(f"{wrong}: the host is missing, write host:port")
