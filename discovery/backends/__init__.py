@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from discovery.config import Config
 from discovery.errors import ConfigurationError
@@ -114,9 +113,7 @@ def open_backend(uri: str, config: Config) -> Backend:
     Raises:
         ConfigurationError: no installed backend knows the scheme, or the URI is malformed.
     """
-    scheme = urlsplit(uri).scheme
-    found = entry_points(group=GROUP, name=scheme)
-    for entry in found:
+    for entry in entry_points(group=GROUP, name=uri.partition("://")[0].lower()):
         backend: Backend = entry.load()(uri, config)
         return backend
     known = ", ".join(sorted({f"{entry.name}://" for entry in entry_points(group=GROUP)}))

@@ -1,0 +1,186 @@
+"""The Consul backend as its callers see it: addresses, headers, and answers that make no sense.
+
+That it does the right thing with an agent's right answers is the contract suite's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from discovery.backends import open_backend
+from discovery.backends.consul import Consul
+from discovery.config import Config, ConsulConfig
+from discovery.errors import ConfigurationError, RegistryUnavailable
+from discovery.model import NamesQuery, NodesQuery, Registration, ServiceQuery
+from tests.discovery.rawserver import Peer, RawServer, answer
+
+WEB = ServiceQuery("web")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[Consul, RawServer]]]:
+    """Start a server that answers everything alike, and return a backend for it."""
+    opened: list[tuple[Consul, RawServer]] = []
+
+    def start(body: object, *, status: str = "200 OK", headers: str = "") -> tuple[Consul, RawServer]:
+        def talk(peer: Peer) -> None:
+            while peer.request():
+                peer.send(answer(body, status=status, headers=headers))
+
+        server = RawServer(talk).__enter__()
+        opened.append((Consul(server.config), server))
+        return opened[-1]
+
+    yield start
+    for consul, server in opened:
+        consul.close()
+        server.__exit__(None, None, None)
+
+
+# --- addresses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "where"),
+    [
+        ("consul://10.0.0.1:8501", "http://10.0.0.1:8501"),
+        ("consul://consul.example", "http://consul.example:8500"),
+        ("consul-tls://10.0.0.1:8501", "https://10.0.0.1:8501"),
+        ("consul-unix:///run/consul.sock", "unix:///run/consul.sock"),
+        ("consul://", "http://192.0.2.7:8507"),
+    ],
+)
+def test_a_uri_opens_the_backend_for_its_address(uri, where):
+    config = Config(consul=ConsulConfig(host="192.0.2.7", port=8507, token="t-1"))
+    backend = open_backend(uri, config)
+    assert backend.where == where
+    assert backend.source == "http"
+    assert backend.config.token == "t-1"
+    assert backend.config.explicit
+    backend.close()
+
+
+@pytest.mark.parametrize("uri", ["etcd://127.0.0.1:2379", "127.0.0.1:8500", "etcd://[::1", ""])
+def test_a_uri_of_no_known_registry_is_refused_with_those_that_are(uri):
+    with pytest.raises(ConfigurationError) as caught:
+        open_backend(uri, Config())
+    assert f"no backend for the registry URI {uri!r}; known are " in str(caught.value)
+    assert "consul://" in str(caught.value)
+
+
+def test_a_uri_with_a_wrong_address_is_refused():
+    with pytest.raises(ConfigurationError, match="from the registry URI"):
+        open_backend("consul://10.0.0.1:port", Config())
+
+
+# --- headers -------------------------------------------------------------------------------------------
+
+
+def test_what_the_headers_say_is_kept_with_the_answer(serve):
+    headers = "X-Consul-Index: 42\r\nX-Consul-KnownLeader: false\r\nX-Consul-LastContact: 250\r\n"
+    consul, _ = serve([], headers=headers)
+    reply = consul.read(WEB)
+    assert (reply.value, reply.index, reply.known_leader, reply.last_contact) == ((), 42, False, 0.25)
+
+
+def test_an_agent_that_says_nothing_of_leaders_and_indexes_has_a_leader_and_no_index(serve):
+    consul, _ = serve([])
+    reply = consul.read(WEB)
+    assert (reply.index, reply.known_leader, reply.last_contact) == (0, True, 0.0)
+
+
+def test_a_blocking_read_is_asked_with_its_index_and_given_time_beyond_its_wait(serve):
+    consul, server = serve([])
+    reader = consul.connect()
+    reader.read(WEB, index=42, wait=30.0, timeout=5.0)
+    reader.close()
+    assert "/v1/health/service/web?stale=&index=42&wait=30s " in server.requests[0]
+
+
+# --- answers that make no sense ------------------------------------------------------------------------
+
+
+def blocking_read(consul: Consul) -> None:
+    reader = consul.connect()
+    try:
+        reader.read(WEB, index=1, wait=1.0)
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize(
+    ("ask", "body"),
+    [
+        (lambda consul: consul.read(WEB), {"a": "map"}),
+        (lambda consul: consul.read(WEB), None),
+        (lambda consul: consul.read(WEB), [{"Node": None, "Service": None}]),
+        (lambda consul: consul.read(NamesQuery()), ["a", "list"]),
+        (lambda consul: consul.read(NodesQuery()), [1]),
+        (blocking_read, "text"),
+        (Consul.registered, ["a", "list"]),
+        (Consul.registered, {"web": {"ID": "web"}}),
+        (Consul.agent, []),
+        (Consul.agent, {"Config": {}}),
+    ],
+)
+def test_json_that_is_not_consuls_is_an_unavailable_registry(serve, ask, body):
+    consul, server = serve(body)
+    with pytest.raises(RegistryUnavailable) as caught:
+        ask(consul)
+    assert f"http://127.0.0.1:{server.port} answered /v1/" in str(caught.value)
+    assert "not of Consul's form" in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_header_that_is_no_number_is_no_answer_from_consul(serve):
+    consul, _ = serve([], headers="X-Consul-Index: soon\r\n")
+    with pytest.raises(RegistryUnavailable, match="not of Consul's form"):
+        consul.read(WEB)
+
+
+def test_an_agent_without_services_has_none(serve):
+    consul, _ = serve({})
+    assert consul.registered() == {}
+
+
+# --- writes --------------------------------------------------------------------------------------------
+
+
+def test_an_id_is_one_segment_of_a_path(serve):
+    consul, server = serve(b"")
+    consul.deregister("host:a/b c:80")
+    consul.update_check("a/b", "passing", "fine")
+    consul.maintenance("a/b", True, "tea & cake")
+    consul.maintenance("a/b", False)
+    asked = [one.split(" ")[1] for one in server.requests]
+    assert asked == [
+        "/v1/agent/service/deregister/host%3Aa%2Fb%20c%3A80",
+        "/v1/agent/check/update/a%2Fb",
+        "/v1/agent/service/maintenance/a%2Fb?enable=true&reason=tea+%26+cake",
+        "/v1/agent/service/maintenance/a%2Fb?enable=false",
+    ]
+    assert server.requests[1].endswith('{"Status":"passing","Output":"fine"}')
+
+
+def test_registering_replaces_the_checks_there_were(serve):
+    consul, server = serve(b"")
+    consul.register(Registration(id="web", name="web"))
+    assert server.requests[0].startswith("PUT /v1/agent/service/register?replace-existing-checks=true ")
+
+
+def test_deregistering_what_is_gone_already_is_no_error(serve):
+    consul, _ = serve(b'Unknown service ID "web"', status="404 Not Found")
+    consul.deregister("web")
+
+
+def test_the_agent_tells_who_it_is(serve):
+    consul, _ = serve(
+        {
+            "Config": {"NodeName": "host-1", "Datacenter": "dc1", "Version": "1.8.7"},
+            "Member": {"Addr": "172.28.128.3"},
+        }
+    )
+    info = consul.agent()
+    assert (info.node, info.dc, info.version, info.address) == ("host-1", "dc1", "1.8.7", "172.28.128.3")
