@@ -706,10 +706,9 @@ def status(lab: Lab) -> str:
         lines.append(
             f"  resolver  {'listens' if host.resolver_listens() else 'does not listen'} on {DOCKER0}:53"
         )
-        containers = host.docker(
-            "ps", "-a", "--format", "  {{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}", check=False
-        )
-        lines.append(containers.expandtabs(24) or "  no containers")
+        shown = "{{.Names}}\t{{.Image}}\t{{.Status}}\t{{.Ports}}"
+        for line in host.docker("ps", "--all", "--format", shown, check=False).splitlines():
+            lines.append(f"  {line}".expandtabs(24).rstrip())
     return "\n".join(lines)
 
 
