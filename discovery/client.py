@@ -176,7 +176,8 @@ class Client:
         service = self._run(self._service(name, dc, near), timeout)
         snapshot = service.healthy if healthy else service.snapshot
         if tags or meta:
-            return snapshot.only(lambda instance: matches(instance, tags, meta))
+            wanted = _several(tags)
+            return snapshot.only(lambda instance: matches(instance, wanted, meta))
         return snapshot
 
     @contextmanager
@@ -248,7 +249,7 @@ class Client:
         It ends when it is closed, or this client is.
         """
         query = ServiceQuery(service_name(name), dc or self.config.dc)
-        watch = Watch(self._running_engine(), query, tuple(tags), healthy)
+        watch = Watch(self._running_engine(), query, _several(tags), healthy)
         self._watches.add(watch)
         return watch
 
@@ -328,7 +329,7 @@ class Client:
             name,
             port=port,
             address=address,
-            tags=tags,
+            tags=_several(tags),
             meta=meta,
             ttl=ttl,
             service_id=service_id,
@@ -391,10 +392,10 @@ class Client:
         if strategy is None:
             strategy = "first" if near else "ring_hash" if key is not None else self.config.strategy
         return Wish(
-            tuple(tags),
+            _several(tags),
             tuple(sorted(meta.items())) if meta else (),
             zone or self.config.zone,
-            (dc, *(failover or self.config.failover)),
+            (dc, *(_several(failover) or self.config.failover)),
             near,
             strategy,
             key,
@@ -439,6 +440,8 @@ class Client:
         name = asked[0].query.name
         everyone = [instance for service in asked for instance in service.snapshot]
         attempts = [attempt for service in asked for attempt in service.attempts(self.where)]
+        unsure = any(service.snapshot.stale for service in asked)
+        doubt = " (not confirmed: the registry cannot be asked)" if unsure else ""
         if not everyone:
             try:
                 known: Mapping[ServiceName, Any] = yield from self._names(asked[0].query.dc)
@@ -447,13 +450,14 @@ class Client:
             close = close_names(name, known)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             return ServiceNotFound(
-                f"no service is called {name!r} in the catalogue of {asked[0].where or self.where}{hint}",
+                f"no service is called {name!r} in the catalogue of {asked[0].where or self.where}"
+                f"{doubt}{hint}",
                 close=close,
                 attempts=attempts,
             )
         failing = [reason for instance in everyone if (reason := wish.why_not(instance))]
         return NoHealthyInstances(
-            f"none of the {len(everyone)} instances of {name!r} can be used: {'; '.join(failing[:5])}"
+            f"none of the {len(everyone)} instances of {name!r} can be used{doubt}: {'; '.join(failing[:5])}"
             + ("; ..." if len(failing) > 5 else ""),
             failing=failing,
             attempts=attempts,
@@ -530,6 +534,11 @@ class Client:
         self._warm.clear()
         for tally in self._tallies.values():
             tally.after_fork()
+
+
+def _several(words: Sequence[str]) -> tuple[str, ...]:
+    """Return *words* as a tuple. One string is one word: its letters would match nothing, silently."""
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 # --- the default client ------------------------------------------------------------------------------
