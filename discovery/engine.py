@@ -45,7 +45,7 @@ from discovery.errors import (
 )
 from discovery.model import Query, Source
 
-__all__ = ["Engine", "Known"]
+__all__ = ["Engine", "Known", "Pending"]
 
 log = logging.getLogger("discovery")
 log.addHandler(logging.NullHandler())  # an application that configures no logging hears nothing of us
@@ -144,6 +144,13 @@ class Engine:
             RegistryUnavailable, RegistryError: the first attempt failed, and nothing is known from before.
         """
         return self._follow(query).first(timeout)
+
+    def ask(self, query: Query, wake: Callable[[], None]) -> Pending:
+        """As ``fetch``, for who cannot block: *wake* is called when the answer is there.
+
+        *wake* runs in a background thread, perhaps more than once, and must do no more than pass that on.
+        """
+        return Pending(self._follow(query), wake)
 
     def subscribe(
         self,
@@ -320,6 +327,28 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+class Pending:
+    """A ``fetch`` under way. Ends with ``close``, answered or not."""
+
+    def __init__(self, follower: _Follower, wake: Callable[[], None]) -> None:
+        self._follower = follower
+        self._wake = wake
+        self._ticket = follower.ask(wake)
+
+    @property
+    def answered(self) -> bool:
+        """Whether ``result`` is final; False while there is something to wait for."""
+        return self._follower.answered(self._ticket)
+
+    def result(self, waited: float) -> Known:
+        """Return or raise what ``fetch`` does after having *waited* so many seconds."""
+        return self._follower.outcome(self._ticket, waited)
+
+    def close(self) -> None:
+        """Be woken no more."""
+        self._follower.leave(self._wake)
+
+
 class _Subscription:
     """One callback, told in order from whichever thread has news."""
 
@@ -364,6 +393,7 @@ class _Follower:
         self._attempts = 0  # reads that ended, well or not
         self._inherited = False  # what is known comes from before a fork, and nobody asked since
         self._answered = threading.Condition()
+        self._waking: list[Callable[[], None]] = []  # of those who wait and cannot block
         self._stopping = threading.Event()
 
     # --- who wants it
@@ -387,18 +417,32 @@ class _Follower:
                 self._wanted_at = now
         return self.read_lately(now, idle) or now - self._wanted_at < idle
 
-    def first(self, timeout: float) -> Known:
-        deadline = time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
+    def ask(self, wake: Callable[[], None] | None = None) -> int:
+        """Have the query asked at once where nothing is known; returns the ticket for what comes of it.
+
+        *wake* is called in a background thread when it is worth to look whether that is ``answered``.
+        """
         with self._answered:
-            before = self._attempts
             if self.known.value is None:
                 self.kicked.set()
                 self.engine.hurry()
-            while (self.known.value is None or self._inherited) and self._attempts == before:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._answered.wait(left):
-                    break
-            known, failed = self.known, self._attempts != before
+            if wake is not None:
+                self._waking.append(wake)
+            return self._attempts
+
+    def leave(self, wake: Callable[[], None]) -> None:
+        """Call *wake* no more."""
+        with self._answered:
+            if wake in self._waking:
+                self._waking.remove(wake)
+
+    def answered(self, ticket: int) -> bool:
+        return (self.known.value is not None and not self._inherited) or self._attempts != ticket
+
+    def outcome(self, ticket: int, waited: float) -> Known:
+        """Return what is known, or raise why nothing is after *waited* seconds."""
+        with self._answered:
+            known, failed = self.known, self._attempts != ticket
         if known.value is not None:
             return known
         where = self.engine.catalogue.where
@@ -407,8 +451,14 @@ class _Follower:
             raise copy(known.error) from known.error.__cause__
         if self._stopping.is_set():
             raise RegistryUnavailable(f"this client of {where} is closed")
-        problem = f"did not answer within {timeout:g} s"
-        raise RegistryTimeout(f"{where} {problem}", attempts=[Attempt(where, timeout, problem)])
+        problem = f"did not answer within {waited:g} s"
+        raise RegistryTimeout(f"{where} {problem}", attempts=[Attempt(where, waited, problem)])
+
+    def first(self, timeout: float) -> Known:
+        ticket = self.ask()
+        with self._answered:
+            self._answered.wait_for(lambda: self.answered(ticket), min(timeout, threading.TIMEOUT_MAX))
+        return self.outcome(ticket, timeout)
 
     # --- keeping it fresh
 
@@ -431,6 +481,9 @@ class _Follower:
         with self._answered:
             self._attempts += 1  # nobody will answer those who wait
             self._answered.notify_all()
+            waking = tuple(self._waking)
+        for wake in waking:
+            wake()
 
     def after_fork(self) -> None:
         self.running = False
@@ -441,6 +494,7 @@ class _Follower:
             self.known = replace(self.known, stale=True)
         self.subscriptions = []
         self._answered = threading.Condition()
+        self._waking = []
         self._stopping = threading.Event()
         self.kicked = threading.Event()
 
@@ -548,7 +602,7 @@ class _Follower:
         with self._answered:
             before, self.known = self.known, known
             self._version += 1
-            version, subscriptions = self._version, tuple(self.subscriptions)
+            version, subscriptions, waking = self._version, tuple(self.subscriptions), tuple(self._waking)
             if attempt:
                 self._attempts += 1
                 self._inherited = False
@@ -557,6 +611,8 @@ class _Follower:
         if changed or type(known.error) is not type(before.error):
             for subscription in subscriptions:
                 subscription.tell(known, version)
+        for wake in waking:
+            wake()
 
 
 class _Gate:
