@@ -45,8 +45,6 @@ class Options(TypedDict, total=False):
     """Looks the instances up; the default client when None."""
     attempts: int
     """How many instances one request is tried on at most; 1 never repeats. 3 by default."""
-    domain: str
-    """The DNS domain that Consul is configured with; ``consul`` by default."""
     services: Collection[str]
     """Names of services that are hosts as they are: ``http://web/`` with ``services=["web"]``."""
 
@@ -92,7 +90,6 @@ class Balancer:
         *,
         client: Client | None = None,
         attempts: int = ATTEMPTS,
-        domain: str = "consul",
         services: Collection[str] = (),
     ) -> None:
         if attempts < 1:
@@ -100,7 +97,6 @@ class Balancer:
         self.library = library
         self.attempts = attempts
         self._client = client
-        self._domain = fold(domain).strip(".").split(".")
         self._services = {fold(name): service_name(name, origin="services=") for name in services}
         self._budgets: dict[ServiceName, RetryBudget] = {}
         self._lock = threading.Lock()
@@ -112,20 +108,19 @@ class Balancer:
     def target(self, host: str | None) -> Target | None:
         """Return the service that *host* names, or None when it is an ordinary host.
 
-        Services are ``[TAG.]NAME.service[.DATACENTRE].consul`` (Consul: "DNS interface") and the short
-        names given as ``services``.
+        Services are ``[TAG.]NAME.service[.DATACENTRE].consul`` (Consul: "DNS interface"), with another
+        domain where ``Config.domain`` says so, and the short names given as ``services``.
         """
         if not host:
             return None
         host = fold(host.rstrip("."))
         if short := self._services.get(host):
             return Target(host, short)
-        labels = host.split(".")
-        cut = len(labels) - len(self._domain)
-        if labels[cut:] != self._domain:
+        domain = "." + fold(self.client.config.domain).strip(".")
+        if not host.endswith(domain):
             return None
         dc: str | None = None
-        match labels[:cut]:
+        match host.removesuffix(domain).split("."):
             case [*tags, name, "service"]:
                 pass
             case [*tags, name, "service", dc]:

@@ -89,8 +89,10 @@ def channel(
         settings: see ``Options``.
     """
     balancer = Balancer("grpc", **settings)
-    domain = settings.get("domain", "consul")
-    target = balancer.target(name) or Target(f"{name}.service.{domain}", service_name(name, origin="channel"))
+    target = balancer.target(name)
+    if target is None:
+        host = f"{name}.service.{balancer.client.config.domain}"
+        target = Target(host, service_name(name, origin="channel"))
     arguments = {
         "grpc.default_authority": target.host,
         "grpc.service_config": json.dumps(_service_config(idempotent, balancer.attempts)),

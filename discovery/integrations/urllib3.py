@@ -51,7 +51,7 @@ class PoolManager(urllib3.PoolManager):
     Args:
         num_pools: as urllib3's; a service with all its instances counts as one.
         headers: as urllib3's.
-        client, attempts, domain, services: see ``Options``.
+        client, attempts, services: see ``Options``.
         connection_pool_kw: as urllib3's; ``maxsize`` is per instance.
     """
 
@@ -62,14 +62,11 @@ class PoolManager(urllib3.PoolManager):
         *,
         client: Client | None = None,
         attempts: int = ATTEMPTS,
-        domain: str = "consul",
         services: Collection[str] = (),
         **connection_pool_kw: Any,
     ) -> None:
         super().__init__(num_pools, headers, **connection_pool_kw)
-        self._balancer = Balancer(
-            "urllib3", client=client, attempts=attempts, domain=domain, services=services
-        )
+        self._balancer = Balancer("urllib3", client=client, attempts=attempts, services=services)
 
     def clear(self) -> None:
         """Close all idle connections; those in use are closed when their responses end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from discovery import ConfigurationError, InvalidName
+from discovery import Client, ConfigurationError, InvalidName
 from discovery.integrations._balancer import Balancer, Target
 from discovery.model import ServiceName
 
@@ -49,7 +49,7 @@ def test_the_hosts_of_nobody(host: str | None) -> None:
 
 
 def test_a_domain_of_several_labels() -> None:
-    balancer = Balancer("test", domain="cluster.example.")
+    balancer = Balancer("test", client=Client(domain="cluster.example."))
 
     assert balancer.target("web.service.cluster.example") == Target(
         "web.service.cluster.example", ServiceName("web")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from discovery import Client, DiscoveryError, ServiceNotFound
+from discovery.backends import Backend
 from discovery.config import Config
 from tests.discovery.integrations.fleet import CERTIFICATE, Fleet, Server, connections_to
 from tests.discovery.integrations.libraries import LIBRARIES, Library
@@ -159,13 +160,13 @@ def test_tags_and_data_centres_in_the_name_choose(web: Library, fleet: Fleet, se
         assert {web.request("GET", f"http://{host}/")["port"] for _ in range(4)} == {servers[1].port}
 
 
-def test_short_names_and_another_domain(connect: Connect, servers: list[Server]) -> None:
-    web = connect(services=["web"], domain="cluster.example")
-
-    for host in ("web", "web.service.cluster.example"):
-        asked = [web.request("GET", f"http://{host}/") for _ in range(3)]
-        assert {one["port"] for one in asked} == {server.port for server in servers}
-        assert {one["headers"]["host"] for one in asked} == {host}
+def test_short_names_and_another_domain(connect: Connect, backend: Backend, servers: list[Server]) -> None:
+    with Client(backend=backend, domain="cluster.example") as client:
+        web = connect(client=client, services=["web"])
+        for host in ("web", "web.service.cluster.example"):
+            asked = [web.request("GET", f"http://{host}/") for _ in range(3)]
+            assert {one["port"] for one in asked} == {server.port for server in servers}
+            assert {one["headers"]["host"] for one in asked} == {host}
 
 
 def test_other_hosts_are_asked_as_usual(web: Library, servers: list[Server]) -> None:
@@ -192,7 +193,7 @@ def test_a_redirect_within_the_service_is_balanced_too(web: Library, servers: li
 
 
 def test_tls_is_checked_against_the_services_name(
-    connect: Connect, fleet: Fleet, backend: Any, start_server: Callable[..., Server]
+    connect: Connect, fleet: Fleet, backend: Backend, start_server: Callable[..., Server]
 ) -> None:
     server = start_server("--tls", str(CERTIFICATE))
     fleet.register(server.port)
