@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 from discovery import balance, sources
 from discovery.backends import Backend
 from discovery.backends.chain import Chain
+from discovery.changes import Awaited, Watch, matches
 from discovery.config import Config
 from discovery.engine import Engine, Known
 from discovery.errors import (
@@ -37,7 +38,6 @@ from discovery.errors import (
     LookupFailed,
     NoHealthyInstances,
     RegistryError,
-    RegistryTimeout,
     RegistryUnavailable,
     ServiceNotFound,
 )
@@ -45,7 +45,6 @@ from discovery.heartbeat import Heartbeat
 from discovery.model import Instance, NamesQuery, Query, ServiceName, ServiceQuery, Snapshot
 from discovery.names import close_names, fold, service_name
 from discovery.service import Loan, Options, Service, Tally, Trial, Wish
-from discovery.watch import Watch, matches
 
 __all__ = [
     "Client",
@@ -65,7 +64,6 @@ _Steps = Generator[Query, Known, _T]
 """A decision: yields each query that it needs an answer to, is sent the answer, returns the result."""
 
 _NO_TAGS: Final[tuple[str, ...]] = ()
-_RETRY: Final = 0.1  # seconds between two attempts of wait_for to find a registry at all
 _Key = tuple[str, str | None, str | None]
 """Of a service: its name folded, the data centre, and the node it is ordered by distance from."""
 
@@ -211,6 +209,7 @@ class Client:
         *,
         attempts: int = 3,
         retry_on: tuple[type[Exception], ...] = (ConnectionError,),
+        hedge: float | None = None,
         **options: Unpack[Options],
     ) -> _T:
         """Return ``fn(instance)``; when that cannot connect, try again with another instance.
@@ -221,6 +220,8 @@ class Client:
             attempts: how many instances to try at most.
             retry_on: exceptions of *fn* after which another instance is tried. How often is limited to a
                 fifth of all calls (and one a second), so that an overload does not feed itself.
+            hedge: seconds after which another instance is tried besides, if the one before has not answered;
+                the first answer counts. *fn* runs in threads then, and a slow one goes on unheard.
             options: those of ``lookup``.
 
         Raises:
@@ -228,18 +229,16 @@ class Client:
             LookupFailed, RegistryUnavailable, RegistryError: as ``lookup``, before anything was tried.
         """
         trial = Trial(self._tally(name), attempts, options)
-        while True:
-            try:
-                instance = self.lookup(name, **trial.options)
-            except LookupFailed as exc:
-                trial.nobody_left(exc)
-                raise
+        if hedge is not None:
+            return self._hedged(name, fn, trial, retry_on, hedge)
+        while (instance := self._next(name, trial)) is not None:
             try:
                 with self._lend(instance):
                     return fn(instance)
             except retry_on as exc:
-                if not trial.again(instance, exc):
+                if not trial.again(exc):
                     raise
+        raise trial.failure()
 
     def watch(
         self, name: str, /, *, tags: Sequence[str] = _NO_TAGS, dc: str | None = None, healthy: bool = True
@@ -273,36 +272,21 @@ class Client:
             RegistryUnavailable: the registry could not be asked in that time.
             RegistryError: it refuses the question.
         """
-        deadline = time.monotonic() + timeout
-        wanted = f"waited {timeout:g} s for {min_instances} healthy instance(s) of {name!r}"
-        found: Snapshot | None = None
-        failure: RegistryUnavailable | None = None
-        with self._watch_by(deadline, name, tags=tags, dc=dc) as changes:
-            while failure is None or time.monotonic() < deadline:
+        awaited = Awaited(name, min_instances, timeout, time.monotonic)
+        with self.watch(name, tags=tags, dc=dc) as changes:
+            while not awaited.over:
                 try:
-                    found = changes.next(max(deadline - time.monotonic(), 0.0))
+                    found = changes.next(awaited.left)
                 except RegistryUnavailable as exc:  # down, or nothing has changed in the time that was left
-                    failure = exc
+                    awaited.missed(exc)
                 except StopIteration:
-                    raise RegistryUnavailable(f"{wanted}, and this client was closed") from None
+                    raise awaited.closed() from None
                 else:
-                    if len(found) >= min_instances:
+                    if awaited.enough(found):
                         return found
-        if found is None:
-            raise RegistryTimeout(f"{wanted}, and the registry could not be asked: {failure}") from failure
-        if not found:
+        if awaited.found_none:
             self.lookup(name, tags=tags, dc=dc)  # raises the error that says why there is none
-        raise NoHealthyInstances(f"{wanted}, and found {len(found)}")
-
-    def _watch_by(self, deadline: float, name: str, **options: Any) -> Watch:
-        """As ``watch``, trying until *deadline* to find a registry at all."""
-        while True:
-            try:
-                return self.watch(name, **options)
-            except RegistryUnavailable:
-                if time.monotonic() + _RETRY >= deadline:
-                    raise
-                time.sleep(_RETRY)
+        raise awaited.failure()
 
     def register(
         self,
@@ -506,6 +490,56 @@ class Client:
 
     def _lend(self, instance: Instance) -> Loan:
         return Loan(self._tally(instance.service), instance)
+
+    def _next(self, name: str, trial: Trial) -> Instance | None:
+        """Return the instance that *trial* tries next, None when all have been tried."""
+        try:
+            return trial.begin(self.lookup(name, **trial.options))
+        except LookupFailed:
+            if not trial.tried:
+                raise
+            return None
+
+    def _hedged(
+        self,
+        name: str,
+        fn: Callable[[Instance], _T],
+        trial: Trial,
+        retry_on: tuple[type[Exception], ...],
+        hedge: float,
+    ) -> _T:
+        from concurrent import futures
+
+        def attempt(instance: Instance) -> _T:
+            with self._lend(instance):
+                return fn(instance)
+
+        threads = futures.ThreadPoolExecutor(trial.attempts, thread_name_prefix=f"call {name}")
+        running: set[futures.Future[_T]] = set()
+        another = hedging = True
+        try:
+            while True:
+                instance = self._next(name, trial) if another else None
+                if instance is not None:
+                    running.add(threads.submit(attempt, instance))
+                elif not running:
+                    raise trial.failure()
+                elif another:
+                    hedging = False  # there is nobody to ask besides
+                done, running = futures.wait(running, hedge if hedging else None, futures.FIRST_COMPLETED)
+                if not done:
+                    another = hedging = trial.hedge()
+                    continue
+                future = done.pop()
+                running |= done  # one at a time; these are there at once
+                failure = future.exception()
+                if failure is None:
+                    return future.result()
+                if not isinstance(failure, retry_on):
+                    raise failure
+                another = trial.again(failure)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _tally(self, name: str) -> Tally:
         tally = self._tallies.get(fold(name))

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Final, TypedDict
 
 from discovery import balance
+from discovery.changes import compared, is_usable, matches, snapshot_of
 from discovery.config import Config
 from discovery.engine import Known
-from discovery.errors import Attempt, LookupFailed
+from discovery.errors import Attempt
 from discovery.model import Instance, ServiceQuery, Snapshot
-from discovery.watch import compared, is_usable, matches, snapshot_of
 
 __all__ = ["Loan", "Options", "Service", "Tally", "Trial", "Wish"]
 
@@ -241,40 +241,53 @@ class Loan:
 
 
 class Trial:
-    """One ``call``: which instances were tried, and whether another one may be."""
+    """One ``call``: which instances have been tried, and whether another one may be."""
 
     def __init__(self, tally: Tally, attempts: int, options: Options) -> None:
-        self._left = attempts
         self._tally = tally
+        self.attempts = attempts
+        self.tried: list[Instance] = []
         self._given = tuple(options.get("exclude", ()))
-        self._tried: list[Instance] = []
-        self._last: Exception | None = None
+        self._failures: list[Exception] = []
         self.options: Options = options
+        """Of the lookup that says which instance is next."""
         with self._tally.lock:
             self._tally.budget.deposit()
 
-    def again(self, instance: Instance, exc: Exception) -> bool:
-        """Say whether to try another instance, after *exc* from this one."""
-        self._tried.append(instance)
-        self._last = exc
-        self._left -= 1
-        if self._left <= 0:
-            return self._over(exc, f"{len(self._tried)} attempts were allowed")
+    def begin(self, instance: Instance) -> Instance:
+        """*instance* is tried now."""
+        self.tried.append(instance)
+        self.options = {**self.options, "exclude": (*self._given, *self.tried), "default": None}
+        return instance
+
+    def again(self, failure: Exception) -> bool:
+        """Say whether to try another instance after this *failure*; where not, a note on it says why."""
+        self._failures.append(failure)
+        if why_not := self._why_not():
+            self._note(why_not)
+        return not why_not
+
+    def hedge(self) -> bool:
+        """Say whether to try another instance while the last one has not answered."""
+        return not self._why_not()
+
+    def failure(self) -> Exception:
+        """Return the last failure, to be raised as all instances have been tried."""
+        self._note("there is no other instance")
+        return self._failures[-1]
+
+    def _why_not(self) -> str:
+        if len(self.tried) >= self.attempts:
+            return f"{self.attempts} attempts were allowed"
         with self._tally.lock:
             if not self._tally.budget.withdraw():
-                return self._over(exc, "the retry budget is spent: a fifth of all calls, and one a second")
-        self.options = {**self.options, "exclude": (*self._given, *self._tried)}
-        return True
+                return "the retry budget is spent: a fifth of all calls, and one a second"
+        return ""
 
-    def nobody_left(self, exc: LookupFailed) -> None:
-        """No instance is left to try: raise the failure of the last one, if any was tried."""
-        if self._last is not None:
-            self._over(self._last, "there is no other instance")
-            raise self._last from None
-
-    def _over(self, exc: Exception, reason: str) -> bool:
-        exc.add_note(f"tried {', '.join(map(str, self._tried))}; {reason}")
-        return False
+    def _note(self, why_not: str) -> None:
+        failure = self._failures[-1]
+        if not getattr(failure, "__notes__", ()):
+            failure.add_note(f"tried {', '.join(map(str, self.tried))}; {why_not}")
 
 
 def _failing_check(instance: Instance) -> str:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import cast
 
 from discovery.engine import Engine, Known
-from discovery.errors import DiscoveryError, RegistryTimeout
+from discovery.errors import DiscoveryError, NoHealthyInstances, RegistryTimeout, RegistryUnavailable
 from discovery.model import Instance, ServiceQuery, Snapshot
 
-__all__ = ["Watch", "compared", "is_usable", "matches", "snapshot_of"]
+__all__ = ["Awaited", "Watch", "compared", "is_usable", "matches", "snapshot_of"]
 
 
 class Watch:
@@ -134,6 +134,51 @@ class Watch:
             return (not self._healthy or is_usable(instance)) and matches(instance, self._tags, None)
 
         return snapshot_of(self._query, known).only(wanted)
+
+
+class Awaited:
+    """A ``wait_for``: when it has seen enough, and what to say when it has not."""
+
+    def __init__(self, name: str, count: int, timeout: float, clock: Callable[[], float]) -> None:
+        self._wanted = f"waited {timeout:g} s for {count} healthy instance(s) of {name!r}"
+        self._count = count
+        self._clock = clock
+        self._deadline = clock() + timeout
+        self._found: Snapshot | None = None
+        self._missed: RegistryUnavailable | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds to wait for the next snapshot."""
+        return max(self._deadline - self._clock(), 0.0)
+
+    @property
+    def over(self) -> bool:
+        """Whether time is up. What is known at once is looked at even when there is no time at all."""
+        return self._missed is not None and not self.left
+
+    @property
+    def found_none(self) -> bool:
+        """Whether the registry has answered that there is none."""
+        return self._found is not None and not self._found
+
+    def enough(self, found: Snapshot) -> bool:
+        self._found = found
+        return len(found) >= self._count
+
+    def missed(self, exc: RegistryUnavailable) -> None:
+        """The registry could not be asked, or nothing has changed in the time that was left."""
+        self._missed = exc
+
+    def closed(self) -> DiscoveryError:
+        return RegistryUnavailable(f"{self._wanted}, and this client was closed")
+
+    def failure(self) -> DiscoveryError:
+        if self._found is not None:
+            return NoHealthyInstances(f"{self._wanted}, and found {len(self._found)}")
+        error = RegistryTimeout(f"{self._wanted}, and the registry could not be asked: {self._missed}")
+        error.__cause__ = self._missed
+        return error
 
 
 def snapshot_of(query: ServiceQuery, known: Known) -> Snapshot:
