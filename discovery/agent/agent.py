@@ -215,7 +215,7 @@ class _Life:
                 peer.ring()
         if self._definitions_seen != self._state.definitions_version and not self._ending:
             self._definitions_seen = self._state.definitions_version
-            self._runner.follow(self._state.definitions())
+            self._runner.follow(self._state.definitions)
         if self._state.next_due() < self._ticks_at:
             self._earlier.notify()
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from discovery.agent.catalogue import CheckRow, Instance, Row
-from discovery.model import Node, NodeName, Registration
+from discovery.model import Node, Registration
 
 __all__ = [
     "agent_check",
@@ -54,14 +54,14 @@ def content_hash(raw_service: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def agent_check(check: CheckRow, node: NodeName) -> dict[str, Any]:
-    return catalogue_check(Row(check, 0, 0), node)  # Consul: the agent itself has no indexes
+def agent_check(check: CheckRow) -> dict[str, Any]:
+    return catalogue_check(Row(check, 0, 0))  # Consul: the agent itself has no indexes
 
 
-def catalogue_check(row: Row[CheckRow], node: NodeName) -> dict[str, Any]:
+def catalogue_check(row: Row[CheckRow]) -> dict[str, Any]:
     check = row.value
     return {
-        "Node": node,
+        "Node": check.node,
         "CheckID": check.id,
         "Name": check.name,
         "Status": check.status,
@@ -81,11 +81,10 @@ def catalogue_check(row: Row[CheckRow], node: NodeName) -> dict[str, Any]:
 
 
 def health_entry(instance: Instance, dc: str) -> dict[str, Any]:
-    name = instance.node.value.name
     return {
         "Node": node(instance.node, dc),
         "Service": _node_service(instance.service),
-        "Checks": [catalogue_check(row, name) for row in instance.checks],
+        "Checks": [catalogue_check(row) for row in instance.checks],
     }
 
 

@@ -237,9 +237,8 @@ class API:
 
     def _agent_checks(self, request: Request, _: str, now: float) -> Response:
         _no_filter(request)
-        node = self._state.node.name
         checks = self._state.checks()
-        return _json({check_id: answers.agent_check(row, node) for check_id, row in checks.items()})
+        return _json({check_id: answers.agent_check(row) for check_id, row in checks.items()})
 
     def _agent_health_by_name(self, request: Request, name: str, now: float) -> Response:
         if not name:
@@ -269,7 +268,7 @@ class API:
         return {
             "AggregatedStatus": max(statuses, key=_AGENT_HEALTH.index, default="passing"),
             "Service": answers.agent_service(service, self._dc),
-            "Checks": [answers.agent_check(row, self._state.node.name) for row in checks],
+            "Checks": [answers.agent_check(row) for row in checks],
         }
 
     # --- the agent: writing
@@ -370,7 +369,7 @@ class API:
         if asked.service is not None:
             catalogue.put_service(name, asked.service)
         for check in asked.checks:
-            catalogue.put_check(name, check)
+            catalogue.put_check(check)
         return _json(True)
 
     def _catalogue_deregister(self, request: Request, _: str, now: float) -> Response:
@@ -408,24 +407,18 @@ class API:
 
     def _health_node(self, request: Request, node: str, now: float) -> Outcome:
         _required(node, "Missing node name")
-        catalogue = self._state.catalogue
-
-        def answer() -> list[dict[str, Any]]:
-            row = catalogue.node(node)
-            if row is None:
-                return []
-            return [answers.catalogue_check(check, row.value.name) for check in catalogue.checks_of(node)]
-
-        return self._read(request, topics.node_checks(node), answer)
+        return self._read(
+            request,
+            topics.node_checks(node),
+            lambda: [answers.catalogue_check(row) for row in self._state.catalogue.checks_of(node)],
+        )
 
     def _health_checks(self, request: Request, name: str, now: float) -> Outcome:
         _required(name, "Missing service name")
         return self._read(
             request,
             topics.checks(name),
-            lambda: [
-                answers.catalogue_check(row, node) for node, row in self._state.catalogue.checks_named(name)
-            ],
+            lambda: [answers.catalogue_check(row) for row in self._state.catalogue.checks_named(name)],
         )
 
     def _health_state(self, request: Request, status: str, now: float) -> Outcome:
@@ -434,8 +427,8 @@ class API:
             request,
             topics.state(status),
             lambda: [
-                answers.catalogue_check(row, node)
-                for node, row in self._state.catalogue.all_checks()
+                answers.catalogue_check(row)
+                for row in self._state.catalogue.all_checks()
                 if status in ("any", row.value.status)
             ],
         )

@@ -345,6 +345,7 @@ def _catalogue_check(raw: Mapping[str, Any], node: str) -> CheckRow:
     definition = raw["Definition"]
     kind = next((kind for kind in ("HTTP", "TCP") if definition.get(kind)), "").lower()
     return CheckRow(
+        node=NodeName(node),
         id=CheckID(check_id),
         name=raw["Name"],
         status=raw["Status"] or "critical",

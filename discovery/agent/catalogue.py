@@ -48,6 +48,8 @@ def _nothing() -> Mapping[str, Any]:
 class CheckRow:
     """The state of one check, with all that Consul tells of it (clients need but ``model.HealthCheck``)."""
 
+    node: NodeName
+    """As it was written with the check: Consul does not follow a change of its case."""
     id: CheckID
     name: str
     status: str = "critical"
@@ -81,9 +83,12 @@ class _Record:
     services: dict[ServiceID, Row[Registration]] = field(default_factory=dict)
     checks: dict[CheckID, Row[CheckRow]] = field(default_factory=dict)
 
-    def checks_of(self, service_id: str) -> list[Row[CheckRow]]:
-        found = [row for row in self.checks.values() if row.value.service_id == service_id]
-        return sorted(found, key=lambda row: row.value.id)
+    def checks_by_service(self) -> dict[ServiceID, list[Row[CheckRow]]]:
+        """Return the checks of each service, and under an empty id those of the node, all in order."""
+        found: dict[ServiceID, list[Row[CheckRow]]] = {}
+        for _, row in sorted(self.checks.items()):
+            found.setdefault(row.value.service_id, []).append(row)
+        return found
 
 
 class Catalogue:
@@ -144,24 +149,21 @@ class Catalogue:
         found = []
         for record in self._sorted():
             rows = [row for row in record.services.values() if fold(row.value.name) == wanted]
-            of_node = record.checks_of("") if rows else []
+            checks = record.checks_by_service() if rows else {}
+            of_node = checks.get(_NODE, [])
             for row in sorted(rows, key=lambda row: row.value.id):
-                found.append(Instance(record.node, row, (*of_node, *record.checks_of(row.value.id))))
+                found.append(Instance(record.node, row, (*of_node, *checks.get(row.value.id, []))))
         return found
 
-    def checks_named(self, service: str) -> list[tuple[NodeName, Row[CheckRow]]]:
-        """Return the checks of the instances of *service*, each with its node."""
+    def checks_named(self, service: str) -> list[Row[CheckRow]]:
+        """Return the checks of the instances of *service*."""
         wanted = fold(service)
-        return [
-            (node, row)
-            for node, row in self.all_checks()
-            if row.value.service_name and fold(row.value.service_name) == wanted
-        ]
+        return [row for row in self.all_checks() if fold(row.value.service_name) == wanted != ""]
 
-    def all_checks(self) -> Iterator[tuple[NodeName, Row[CheckRow]]]:
+    def all_checks(self) -> Iterator[Row[CheckRow]]:
         for record in self._sorted():
-            for check_id in sorted(record.checks):
-                yield record.node.value.name, record.checks[check_id]
+            for _, row in sorted(record.checks.items()):
+                yield row
 
     # --- changes
 
@@ -201,12 +203,12 @@ class Catalogue:
         )
         record.services[service.id] = Row(service, old.created if old else index, index)
 
-    def put_check(self, node: str, check: CheckRow) -> None:
-        """Add or change *check* on *node*. Its service, where it has one, exists and gives its name and tags.
+    def put_check(self, check: CheckRow) -> None:
+        """Add or change *check*. Its node exists, and its service, which gives it its name and tags.
 
         Consul takes them over when the check is written, and only then (state store: "ensureCheck").
         """
-        record = self._records[fold(node)]
+        record = self._records[fold(check.node)]
         if check.service_id:
             service = record.services[check.service_id].value
             check = replace(check, service_name=service.name, service_tags=service.tags)
@@ -228,8 +230,8 @@ class Catalogue:
         record = self._records.get(fold(node))
         if record is None or service_id not in record.services:
             return
-        for row in record.checks_of(service_id):
-            self.drop_check(node, row.value.id)
+        for check_id in [key for key, row in record.checks.items() if row.value.service_id == service_id]:
+            self.drop_check(node, check_id)
         name = record.services.pop(service_id).value.name
         self.touch(topics.NAMES, topics.node_services(node), topics.instances(name), topics.health(name))
 

@@ -275,7 +275,11 @@ def _open(
         connection.putheader(name, value)
     connection.putheader("Connection", "close")
     connection.endheaders(body)
-    return connection.getresponse()
+    response = connection.getresponse()
+    if line.expired:  # http.client takes headers that were cut off in their midst for all there are
+        response.close()
+        raise OSError("timed out")
+    return response
 
 
 def _tls_context(*, verify: bool) -> ssl.SSLContext:

@@ -112,7 +112,9 @@ class Server:
         self._serve = serve
         self._lock = threading.Lock()
         self._closing = False
-        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        """Of the connections, and of some that have just ended: ``close`` waits for these too."""
         self._per_client: Counter[str] = Counter()
         self._acceptor = threading.Thread(target=self._accept, name="agent-accept", daemon=True)
 
@@ -123,14 +125,13 @@ class Server:
         """Stop listening, hang up on every client, and wait for their threads."""
         with self._lock:
             self._closing = True
-            threads = list(self._connections.values())
             for connection in self._connections:
                 _shut_down(connection)  # wakes its thread out of whatever it does with it
         _shut_down(self._listener)
         if self._acceptor.ident is not None:  # closed before it was started: another address was taken
             self._acceptor.join(_JOIN_TIMEOUT)
         self._listener.close()
-        for thread in threads:
+        for thread in self._threads:
             thread.join(_JOIN_TIMEOUT)
 
     def _accept(self) -> None:
@@ -164,7 +165,9 @@ class Server:
                         pass  # gone already, which is as good
                 return
             self._per_client[client] += 1
-            self._connections[connection] = thread
+            self._connections.add(connection)
+            self._threads = [other for other in self._threads if other.is_alive()]
+            self._threads.append(thread)
             thread.start()
 
     def _converse(self, connection: socket.socket, client: str) -> None:
@@ -173,12 +176,12 @@ class Server:
         except OSError:
             pass  # the client hung up, or we did: there is nobody to tell
         finally:
+            connection.close()
             with self._lock:
-                del self._connections[connection]
+                self._connections.discard(connection)
                 self._per_client[client] -= 1
                 if not self._per_client[client]:
                     del self._per_client[client]
-            connection.close()
 
 
 class _Conversation(BaseHTTPRequestHandler):

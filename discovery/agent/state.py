@@ -18,7 +18,7 @@ Laws:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -52,9 +52,6 @@ MAX_OUTPUT: Final = 4096
 SERVER_PORT: Final = 8300
 """Consul's RPC port. Nothing listens there; it is what ``consul`` and ``/v1/status/leader`` name."""
 _CONSUL: Final = Registration(id=ServiceID("consul"), name=ServiceName("consul"), port=SERVER_PORT)
-_SERF: Final = CheckRow(
-    id=CheckID("serfHealth"), name="Serf Health Status", status="passing", output="Agent alive and reachable"
-)
 _MAINTENANCE_NOTE: Final = (
     "Maintenance mode is enabled for this {what}, but no reason was provided. This is a default message."
 )
@@ -108,26 +105,27 @@ class State:
         self.catalogue = Catalogue()
         self.services: dict[ServiceID, Registration] = {}
         self._checks: dict[CheckID, _LocalCheck] = {}
+        self._serf = CheckRow(
+            node=node.name,
+            id=CheckID("serfHealth"),
+            name="Serf Health Status",
+            status="passing",
+            output="Agent alive and reachable",
+        )
         self._random = random
         self._check_update_interval = check_update_interval
         self._reconcile_at = now + RECONCILE_INTERVAL
         self._next_due = self._reconcile_at
+        self.definitions: dict[CheckID, Check] = {}
+        """The checks that somebody has to run: HTTP and TCP."""
         self.definitions_version = 0
-        """Changes whenever ``definitions`` does."""
+        """Grows whenever ``definitions`` changes."""
         self.reconcile()
 
     # --- what is known
 
     def checks(self) -> dict[CheckID, CheckRow]:
         return {check_id: check.row for check_id, check in self._checks.items()}
-
-    def definitions(self) -> Mapping[CheckID, Check]:
-        """Return the checks that somebody has to run: HTTP and TCP."""
-        return {
-            check_id: check.definition
-            for check_id, check in self._checks.items()
-            if check.definition is not None and (check.definition.http or check.definition.tcp)
-        }
 
     # --- registering
 
@@ -234,6 +232,7 @@ class State:
             self._drop_check(check_id)
         elif check_id not in self._checks:
             row = CheckRow(
+                node=self.node.name,
                 id=check_id,
                 name=name,
                 notes=reason or _MAINTENANCE_NOTE.format(what=what),
@@ -278,13 +277,13 @@ class State:
             catalogue.drop_service(name, service_id)
         for service in services.values():
             catalogue.put_service(name, service)
-        catalogue.put_check(name, _SERF)
+        catalogue.put_check(self._serf)
         there = {row.value.id: row.value for row in catalogue.checks_of(name)}
-        for check_id in there.keys() - self._checks.keys() - {_SERF.id}:
+        for check_id in there.keys() - self._checks.keys() - {self._serf.id}:
             catalogue.drop_check(name, check_id)
         for check_id, check in self._checks.items():
-            if check.publish_at is None or check_id not in there:
-                catalogue.put_check(name, check.row)
+            if check_id not in there or (check.publish_at is None and there[check_id] != check.row):
+                catalogue.put_check(check.row)
 
     # --- inside
 
@@ -313,6 +312,7 @@ class State:
     def _put_check(self, definition: Check, service: Registration | None, now: float) -> None:
         old = self._checks.get(definition.id)
         row = CheckRow(
+            node=self.node.name,
             id=definition.id,
             name=definition.name,
             notes=definition.notes,
@@ -335,14 +335,25 @@ class State:
 
     def _store(self, check: _LocalCheck) -> None:
         self._checks[check.row.id] = check
-        self.definitions_version += 1
+        self._have_run(check.row.id, check.definition)
         self._watch_clocks_of(check)
         self._publish(check)
 
     def _drop_check(self, check_id: CheckID) -> None:
         if self._checks.pop(check_id, None) is not None:
-            self.definitions_version += 1
+            self._have_run(check_id, None)
             self.catalogue.drop_check(self.node.name, check_id)
+
+    def _have_run(self, check_id: CheckID, definition: Check | None) -> None:
+        if definition is not None and definition.ttl is not None:
+            definition = None
+        if self.definitions.get(check_id) is definition:
+            return
+        if definition is None:
+            del self.definitions[check_id]
+        else:
+            self.definitions[check_id] = definition
+        self.definitions_version += 1
 
     def _set_status(self, check: _LocalCheck, status: Status, output: str, now: float) -> None:
         if status != "critical":
@@ -368,7 +379,7 @@ class State:
         if check.row.service_id:
             self._publish_service(self.services[check.row.service_id])
         self.catalogue.put_node(self.node)
-        self.catalogue.put_check(self.node.name, check.row)
+        self.catalogue.put_check(check.row)
 
     def _watch_clocks_of(self, check: _LocalCheck) -> None:
         # Never raised here: a deadline that moved away costs one early tick, not a scan for each heartbeat.

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from discovery.agent import Agent
-from tests.contract.conftest import Block, Blocked, Subject
+from tests.contract.conftest import Block
+from tests.contract.subject import Blocked, Subject
 from tests.tools import ConsulAgent, wait_until
 
 HEALTH = "/v1/health/service/web"

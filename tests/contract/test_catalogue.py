@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 
 REGISTER = "/v1/catalog/register"
 DEREGISTER = "/v1/catalog/deregister"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import Subject, Web
+from tests.contract.subject import Subject
+from tests.contract.web import Web
 from tests.tools import free_port, wait_until
 
 REGISTER = "/v1/agent/check/register"

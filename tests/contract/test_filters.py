@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 
 SERVICES = [
     {"Name": "x", "ID": "x", "Port": 5, "Tags": ["a", "b"], "Meta": {"az": "1", "ver": "b"}},

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 from tests.tools import wait_until
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 
 DEFAULT = "Maintenance mode is enabled for this {}, but no reason was provided. This is a default message."
 

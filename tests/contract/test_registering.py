@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 
 REGISTER = "/v1/agent/service/register"
 

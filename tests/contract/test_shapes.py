@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 
 NEWER = {
     "BuildDate", "Datacenter", "ExposedPort", "Interval", "PeerName", "PrimaryDatacenter", "ServiceLocality",
