@@ -1,0 +1,319 @@
+"""A process that is no container: registered while it lives, and not longer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from discovery import heartbeat as heartbeat_module
+from discovery.agent import Agent
+from discovery.backends import Backend, open_backend
+from discovery.config import Config
+from discovery.errors import (
+    AccessDenied,
+    ConfigurationError,
+    DiscoveryError,
+    InvalidName,
+    RegistryUnavailable,
+    UnknownResource,
+)
+from discovery.heartbeat import Heartbeat
+from discovery.model import CheckID, Registration, ServiceID, ServiceQuery, Status
+from tests.tools import wait_until
+
+QUICK = 0.02  # s between two beats
+
+
+class FakeRegistry:
+    """The write side of a registry that remembers what it was told, and fails when it should."""
+
+    def __init__(self) -> None:
+        self.services: dict[ServiceID, Registration] = {}
+        self.calls: list[str] = []
+        self.trouble: DiscoveryError | None = None
+
+    def register(self, registration: Registration) -> None:
+        self._called("register")
+        self.services[registration.id] = registration
+
+    def deregister(self, service_id: ServiceID) -> None:
+        self._called("deregister")
+        self.services.pop(service_id, None)
+
+    def update_check(self, check_id: CheckID, status: Status, output: str = "") -> None:
+        self._called("beat")
+        if not any(check.id == check_id for known in self.services.values() for check in known.checks):
+            raise UnknownResource("no such check", status=404)
+        assert status == "passing"
+
+    def _called(self, what: str) -> None:
+        self.calls.append(what)
+        if self.trouble is not None:
+            raise self.trouble
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    return FakeRegistry()
+
+
+@pytest.fixture
+def begin(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Heartbeat]]:
+    """Start quick heartbeats that end with the test."""
+    monkeypatch.setattr(heartbeat_module, "BEAT", QUICK)
+    made: list[Heartbeat] = []
+
+    def make(name: str = "web", **options: object) -> Heartbeat:
+        options.setdefault("port", 80)
+        made.append(Heartbeat(registry, name, **options))  # type: ignore[arg-type]
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
+
+
+def beats(registry: FakeRegistry, count: int) -> None:
+    """Wait for *count* more beats."""
+    before = registry.calls.count("beat")
+    wait_until(lambda: registry.calls.count("beat") >= before + count)
+
+
+# --- what is registered --------------------------------------------------------------------------------
+
+
+def test_it_is_registered_when_start_returns_and_gone_when_close_does(begin, registry):
+    one = begin()
+    assert list(registry.services) == [one.registration.id]
+    one.close()
+    assert not registry.services
+    one.close()
+    assert registry.calls.count("deregister") == 1
+
+
+def test_what_is_registered(begin, registry):
+    one = begin(address="10.0.0.1", tags=["v1"], meta={"team": "shop"}, ttl=30.0, service_id="mine")
+    (check,) = one.registration.checks
+    assert registry.services["mine"] == one.registration
+    assert (one.registration.name, one.registration.port, one.registration.address) == ("web", 80, "10.0.0.1")
+    assert (one.registration.tags, one.registration.meta) == (("v1",), {"team": "shop"})
+    assert (check.id, check.ttl, check.initial_status) == ("mine:heartbeat", 30.0, "passing")
+
+
+def test_workers_of_one_socket_share_one_entry(begin, registry):
+    begin()
+    begin()
+    assert len(registry.services) == 1
+    assert begin(port=81).registration.id.endswith(":web:81")
+
+
+@pytest.mark.parametrize(
+    ("address", "path", "url"),
+    [
+        (None, "/health", "http://127.0.0.1:80/health"),
+        ("10.0.0.1", "health", "http://10.0.0.1:80/health"),
+        ("fd00::1", "/health", "http://[fd00::1]:80/health"),
+    ],
+)
+def test_the_agent_can_check_a_path_besides(begin, address, path, url):
+    _, check = begin(address=address, check_http=path).registration.checks
+    assert (check.http, check.interval, check.timeout) == (url, 5.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"port": 0}, "port=0 of 'web' is not possible: give 1 to 65535"),
+        ({"port": 65536}, "port=65536 of 'web'"),
+        ({"port": 80, "ttl": 0.5}, "ttl=0.5 of 'web' is not possible: give at least 1 second"),
+        ({"port": 80, "ttl": float("nan")}, "ttl=nan of 'web'"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_at_once(registry, options, complaint):
+    with pytest.raises(ConfigurationError) as caught:
+        Heartbeat(registry, "web", **options)
+    assert complaint in str(caught.value)
+    with pytest.raises(InvalidName, match="from register"):
+        Heartbeat(registry, "a b", port=80)
+
+
+def test_in_a_with_statement_it_ends_with_it(registry):
+    with Heartbeat(registry, "web", port=80):
+        assert registry.services
+    with Heartbeat(registry, "web", port=80).start():
+        assert registry.services
+    assert not registry.services
+    assert registry.calls.count("register") == 2
+
+
+def test_what_was_never_started_is_not_deregistered(registry):
+    Heartbeat(registry, "web", port=80).close()
+    assert registry.calls == []
+
+
+# --- while it lives ------------------------------------------------------------------------------------
+
+
+def test_it_beats_several_times_within_its_ttl(registry):
+    for ttl, beat in ((1.5, 0.5), (15.0, 1.0), (600.0, 1.0)):
+        assert Heartbeat(registry, "web", port=80, ttl=ttl)._beat == beat
+
+
+def test_it_beats_and_does_not_register_again(begin, registry):
+    begin()
+    beats(registry, 3)
+    assert registry.calls.count("register") == 1
+
+
+def test_what_the_agent_has_forgotten_is_registered_again(begin, registry, caplog):
+    one = begin()
+    registry.services.clear()
+    wait_until(lambda: one.registration.id in registry.services)
+    assert "has forgotten" in caplog.text
+    beats(registry, 2)
+    assert registry.calls.count("register") == 2
+
+
+def test_an_agent_that_is_away_at_the_start_is_waited_for_with_one_warning(begin, registry, caplog):
+    caplog.set_level(logging.WARNING, "discovery")
+    registry.trouble = RegistryUnavailable("connection refused")
+    one = begin()
+    wait_until(lambda: registry.calls.count("register") >= 4)
+    assert len(caplog.records) == 1
+    assert "cannot register" in caplog.text and "connection refused" in caplog.text
+    registry.trouble = None
+    wait_until(lambda: one.registration.id in registry.services)
+    wait_until(lambda: len(caplog.records) == 2)
+    assert caplog.records[1].getMessage().endswith("is accepted again")
+    assert "forgotten" not in caplog.text
+
+
+def test_an_outage_is_survived_with_one_warning(begin, registry, caplog):
+    caplog.set_level(logging.WARNING, "discovery")
+    begin()
+    registry.trouble = RegistryUnavailable("connection reset")
+    beats(registry, 3)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        f"the heartbeat of {next(iter(registry.services))} does not arrive"
+    ]
+    registry.trouble = None
+    wait_until(lambda: len(caplog.records) == 2)
+    assert registry.calls.count("register") == 1
+
+
+def test_a_refusal_at_the_start_is_raised_and_leaves_nothing_behind(registry):
+    registry.trouble = AccessDenied("not allowed", status=403)
+    one = Heartbeat(registry, "web", port=80)
+    with pytest.raises(AccessDenied):
+        one.start()
+    one.close()
+    assert registry.calls == ["register"]
+
+
+def test_a_refusal_later_is_warned_of_once_and_may_end(begin, registry, caplog):
+    caplog.set_level(logging.WARNING, "discovery")
+    begin()
+    registry.trouble = AccessDenied("the token was revoked", status=403)
+    beats(registry, 3)
+    assert len(caplog.records) == 1
+    assert "the token was revoked" in caplog.text
+    registry.trouble = None
+    wait_until(lambda: len(caplog.records) == 2)
+
+
+def test_closing_without_an_agent_is_no_error(begin, registry, caplog):
+    one = begin()
+    registry.trouble = RegistryUnavailable("connection refused")
+    one.close()
+    assert "cannot deregister" in caplog.text
+
+
+# --- with an agent -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agents_registry(agent: Agent) -> Iterator[Backend]:
+    backend = open_backend(agent.uri, Config())
+    yield backend
+    backend.close()
+
+
+def test_the_entry_passes_while_the_process_beats(agent, client):
+    with client.register("web", port=8080, meta={"a": "1"}, tags="v1"):
+        (instance,) = client.wait_for("web", timeout=5)
+        assert instance == ("127.0.0.1", 8080)
+        assert (instance.status, instance.tags, instance.meta) == ("passing", ("v1",), {"a": "1"})
+    with client.watch("web") as watch:
+        while watch.next(5):
+            pass
+
+
+def test_the_entry_is_back_after_the_agent_restarted_empty(agent, client, monkeypatch):
+    monkeypatch.setattr(heartbeat_module, "BEAT", 0.1)
+    with client.register("web", port=8080):
+        client.lookup("web")
+        agent.close()
+        wait_until(lambda: client.lookup("web").stale)
+        agent.start()
+        begin = time.monotonic()
+        wait_until(lambda: (found := client.lookup_all("web")) and not found.stale)
+        assert time.monotonic() - begin < 2.0
+
+
+def test_the_entry_turns_critical_when_the_process_says_nothing_more(agent, client, agents_registry):
+    one = client.register("web", port=8080, ttl=1.0)
+    client.wait_for("web", timeout=5)
+    one._stopping.set()  # as if the process had been stopped by SIGSTOP
+    with client.watch("web", healthy=False) as watch:
+        while watch.next(5)[0].status != "critical":
+            pass
+    agents_registry.deregister(one.registration.id)
+
+
+def test_closing_the_client_deregisters_what_it_registered(agent, client, agents_registry):
+    client.register("web", port=8080)
+    assert agents_registry.read(ServiceQuery("web")).value
+    client.close()
+    assert not agents_registry.read(ServiceQuery("web")).value
+
+
+FORKS = """
+    import os, sys
+    import discovery
+
+    discovery.register("web", port=8080, service_id="parents")
+    pid = os.fork()
+    if pid == 0:
+        with discovery.Client() as own:
+            own.register("web", port=8081, service_id="childs")
+            assert len(own.wait_for("web", min_instances=2)) == 2
+        assert [i.port for i in discovery.lookup_all("web", timeout=5)] == [8080]
+        sys.exit(7)  # runs what is registered with atexit, as a forked worker of multiprocessing may
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 7, status
+    assert [i.id for i in discovery.lookup_all("web", timeout=5)] == ["parents"]
+"""
+
+
+def test_a_forked_child_does_not_deregister_its_parent(agent, agents_registry):
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(FORKS)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CONSUL_HTTP_ADDR": agent.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    # The parent's end, though it closed nothing itself, deregistered.
+    assert not agents_registry.read(ServiceQuery("web")).value
