@@ -41,7 +41,7 @@ from registrar.containers import Container, ContainerID, Summary
 from registrar.desired import Desired, Host, desire
 from registrar.docker import EngineInfo, Event
 from registrar.owner import Owner, owner_name
-from registrar.picture import Picture
+from registrar.picture import Picture, Row
 from registrar.plan import Plan, Write
 from registrar.work import SURVEY, WorkQueue
 
@@ -55,9 +55,9 @@ WAIT: Final = 30.0
 """Seconds that the agent may hold the blocking read. An agent that vanished without a word, host and all,
 is noticed at the end of it; until then nothing on this host could be registered with it anyway."""
 SETTLE: Final = 0.2
-"""Seconds that the catalogue may lag behind what we have just written before a survey looks into it."""
+"""Seconds that the catalogue may differ from what we believe, because of what we are just writing."""
 SETTLE_LIMIT: Final = 1.0
-"""Seconds after which it is looked into although writing goes on."""
+"""Seconds after which a survey looks into it although writing goes on."""
 DRAIN_GRACE: Final = 2.0
 """Seconds after a container's stop timeout when one that is still there counts as staying."""
 RETRY_FIRST: Final = 0.1  # s
@@ -114,7 +114,7 @@ class _Known:
     """Ids that it wants and somebody else has."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Kill:
     """A signal that a container was sent."""
 
@@ -123,6 +123,8 @@ class _Kill:
     """Nanoseconds, the engine's clock: comparable with the container's start."""
     heard: float
     """Seconds, our clock."""
+    last: bool = True
+    """True while nothing was heard of the container since."""
 
 
 class _Pauses:
@@ -292,6 +294,8 @@ class Reconciler:
         with self._lock:
             if event.action == "kill" and event.signal is not None:
                 self._kills[container] = _Kill(event.signal, event.at, self._clock())
+            elif kill := self._kills.get(container):
+                kill.last = False
             dependent = [other for other, target in self._sharing.items() if target == container]
         for dirty in (container, *dependent):
             self._queue.add(dirty)
@@ -356,32 +360,35 @@ class Reconciler:
         try:
             agent = self._backend.agent()
             query = NodeServicesQuery(NodeName(agent.node))
-            reply = reader.read(query)
+            reader.read(query)
         except AccessDenied as exc:
             self._say("access", logging.WARNING, f"the registry has to be polled: {exc}")
             self._poll(pauses)
             return
         self._registry_came(agent, pauses)
-        index = 0
         doubted_since: float | None = None
         surveyed: object = None
         while not self._stopping.is_set():
-            # Consul: "Blocking Queries": an index that goes back means that the count began anew.
-            index = max(1, reply.index) if reply.index >= index else 0
+            # Without an index first: one of before a restart lies in the new count's future, and Consul
+            # would hold the read until the count gets there (Consul: "Blocking Queries").
+            reply = reader.read(query)
             rows = [(entry.id, entry.meta, entry.port) for entry in reply.value]
-            with self._lock:
-                wanted = frozenset().union(*(known.refused for known in self._containers.values()))
-            if rows == surveyed or not self._picture.differs_from(rows, wanted):
+            if rows == surveyed or self._believed(rows):
                 doubted_since = None
+                reader.read(query, index=max(1, reply.index), wait=WAIT)
             elif doubted_since is None:
                 doubted_since = self._clock()
-            elif self._clock() - doubted_since >= SETTLE:
+            elif self._queue.idle() or self._clock() - doubted_since >= SETTLE_LIMIT:
                 self._queue.survey()
                 doubted_since, surveyed = None, rows
-            wait = WAIT if doubted_since is None else SETTLE
-            reply = reader.read(query, index=index, wait=wait)
-            if not reply.index:  # a registry without indexes does not block
-                self._stopping.wait(POLL_INTERVAL)
+            # Not only in doubt: while a thousand are registered, reading all of them after each one
+            # would take longer than registering them.
+            self._stopping.wait(SETTLE)
+
+    def _believed(self, rows: list[Row]) -> bool:
+        with self._lock:
+            wanted = frozenset[ServiceID]().union(*(known.refused for known in self._containers.values()))
+        return not self._picture.differs_from(rows, wanted)
 
     def _poll(self, pauses: _Pauses) -> None:
         """Do without a blocking read, where an ACL keeps us from it."""
@@ -484,7 +491,7 @@ class Reconciler:
 
     def _pass(self, container_id: ContainerID) -> None:
         """Look at one container, and write what differs."""
-        container = self._engine.inspect(container_id)
+        container = self._look_at(container_id)
         with self._lock:
             host = self._host
             if host is None:
@@ -511,6 +518,24 @@ class Reconciler:
         if desired is not None:
             for fault in (*desired.problems, *(f"not registered: {refusal}" for refusal in plan.refusals)):
                 self._once(known, logging.WARNING, str(fault))
+
+    def _look_at(self, container_id: ContainerID) -> Container | None:
+        """Inspect a container; None when it is gone.
+
+        One that has just been sent its last signal is not inspected: Docker answers only when it has
+        taken the container's network down, 0.1 s later, and until then clients would be sent to it.
+        What was known before will do to take it out; a moment later it is looked at again.
+        """
+        with self._lock:
+            known = self._containers.get(container_id)
+            kill = self._kills.get(container_id)
+            if known and known.desired and kill and kill.last:
+                kill.last = False
+                before = known.desired.container
+                if _ends(before, kill):
+                    self._queue.add(container_id, after=SETTLE)
+                    return before
+        return self._engine.inspect(container_id)
 
     def _apply(self, plan: Plan, why: str, known: _Known) -> bool:
         """Write *plan*: first what is new, so that a renamed service is never missing, then removals.
@@ -566,8 +591,7 @@ class Reconciler:
         if kill is None:
             return ""
         left = kill.heard + container.stop_timeout + DRAIN_GRACE - self._clock()
-        ends = kill.signal in (container.stop_signal, SIGKILL) and kill.at > container.state.started_at
-        if not ends or not container.state.running or left <= 0:
+        if not _ends(container, kill) or not container.state.running or left <= 0:
             del self._kills[container.id]
             return ""
         if left < float("inf"):
@@ -623,6 +647,11 @@ class Reconciler:
         if message not in known.told:
             known.told.add(message)
             log.log(level, "%s", message)
+
+
+def _ends(container: Container, kill: _Kill) -> bool:
+    """True when *kill* is meant to end the life that *container* leads."""
+    return kill.signal in (container.stop_signal, SIGKILL) and kill.at > container.state.started_at
 
 
 def _why_removed(desired: Desired | None) -> str:
