@@ -124,8 +124,10 @@ def default_gateway(routes: str) -> str | None:
     """Return the IPv4 default gateway that *routes*, the text of ``/proc/net/route``, names."""
     for line in routes.splitlines()[1:]:
         fields = line.split()
-        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
-            return socket.inet_ntoa(struct.pack("<L", int(fields[2], 16)))
+        if len(fields) > 7 and fields[1] == fields[7] == "00000000" != fields[2]:
+            # The kernel writes the address as a number of this machine's byte order. 0 is a route through a
+            # device without a gateway, and connecting to 0.0.0.0 would mean this host itself.
+            return socket.inet_ntoa(struct.pack("=L", int(fields[2], 16)))
     return None
 
 

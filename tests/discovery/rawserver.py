@@ -86,6 +86,7 @@ class RawServer:
         self,
         serve: Callable[[Peer], None],
         *,
+        host: str = "127.0.0.1",
         tls: ssl.SSLContext | None = None,
         unix: str | None = None,
     ) -> None:
@@ -103,7 +104,7 @@ class RawServer:
             self._listener.bind(unix)
         else:
             self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self._listener.bind(("127.0.0.1", 0))
+            self._listener.bind((host, 0))
         self._listener.listen()
         self.port: int = 0 if unix is not None else self._listener.getsockname()[1]
 
