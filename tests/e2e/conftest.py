@@ -1,6 +1,6 @@
 """The lab of this suite, and the state in which every test finds it.
 
-One lab for the whole session, in a directory of its own, so that one a person has up is left alone. Before
+One lab for the whole session, in a directory of its own, so that no other lab on this machine is met. Before
 each test the walkthrough's two services run and everybody sees them; a test may break what it likes, the next
 one begins with repairs. After each test the hand-made services must be as they were: the registrar never
 touches what it does not own.
@@ -8,6 +8,7 @@ touches what it does not own.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ from lab import Host, Lab, LabError
 from tests.e2e.stubs import GLIBC, MUSL, Stub, build_musl_image
 from tests.e2e.view import HAND_MADE, Endpoint, add_hand_made, assert_seen, endpoint, start_service
 
-STATE = Path("/var/lib/portcall-e2e")
+LABS = Path("/var/lib")
+STATE = "portcall-e2e-{pid}"  # one for each run, so that two at once do not meet
 DAEMONS = ("registrator", "resolver")
 
 
@@ -52,8 +54,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     require_root("three hosts with dockerd and Consul, in namespaces of their own")
-    lab = Lab(STATE)
-    lab.down()  # what an interrupted run has left
+    for left in LABS.glob(STATE.format(pid="*")):
+        if not Path(f"/proc/{left.name.rpartition('-')[2]}").exists():  # by a run that was killed
+            Lab(left).down()
+    lab = Lab(LABS / STATE.format(pid=os.getpid()))
     try:
         lab.up()
     except LabError as exc:
