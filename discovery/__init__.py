@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from discovery.aio import AsyncClient, AsyncWatch
+    from discovery.balance import Strategy
     from discovery.client import Client, Watch, call, lookup, lookup_all, register, wait_for, watch
     from discovery.config import Config
     from discovery.errors import (
@@ -37,9 +39,12 @@ __all__ = [
     "call",
     "register",
     "Client",
+    "AsyncClient",
+    "AsyncWatch",
     "Config",
     "Instance",
     "Snapshot",
+    "Strategy",
     "Watch",
     "DiscoveryError",
     "ConfigurationError",
@@ -53,6 +58,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "discovery.aio": ("AsyncClient", "AsyncWatch"),
+    "discovery.balance": ("Strategy",),
     "discovery.client": ("Client", "Watch", "call", "lookup", "lookup_all", "register", "wait_for", "watch"),
     "discovery.config": ("Config",),
     "discovery.model": ("Instance", "Snapshot"),

@@ -35,6 +35,8 @@ class Watch:
         self._tags = tags
         self._healthy = healthy
         self._closed = False
+        self.wake: Callable[[], None] | None = None
+        """Called in a background thread whenever it may be worth to look at ``has_news``."""
         self._ends: list[Callable[[], None]] = []  # of the subscriptions
         self._given: Snapshot | None = None  # to the reader, last
         self._latest: Snapshot | None = None  # None: nothing new since
@@ -54,7 +56,7 @@ class Watch:
             self._begin()  # the subscription stayed behind in the parent process
         patience = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         with self._condition:
-            if not self._condition.wait_for(self._has_news, patience):
+            if not self._condition.wait_for(self.has_news, patience):
                 raise RegistryTimeout(f"{self._query.name!r} did not change in the time given")
             if self._closed:
                 raise StopIteration
@@ -63,6 +65,15 @@ class Watch:
                 return self._given
             error, self._error = self._error, None
             raise cast(DiscoveryError, error)
+
+    def has_news(self) -> bool:
+        """Say whether ``next`` has something to return or raise without waiting."""
+        return self._closed or self._latest is not None or self._error is not None
+
+    @property
+    def name(self) -> str:
+        """The service that is watched."""
+        return self._query.name
 
     def __iter__(self) -> Watch:
         return self
@@ -99,6 +110,7 @@ class Watch:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+        self._wake()
         for end in self._ends:
             end()
 
@@ -125,9 +137,11 @@ class Watch:
                 same = given is not None and _visible(snapshot) == _visible(given)
                 self._latest = None if same else snapshot
             self._condition.notify_all()
+        self._wake()
 
-    def _has_news(self) -> bool:
-        return self._closed or self._latest is not None or self._error is not None
+    def _wake(self) -> None:
+        if self.wake is not None:
+            self.wake()
 
     def _snapshot(self, known: Known) -> Snapshot:
         def wanted(instance: Instance) -> bool:

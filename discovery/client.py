@@ -8,7 +8,7 @@ Laws:
   passes a ``key``.
 - What takes more than a turn (a filter, a strategy, an ejected instance) leaves the warm path, which
   stays as short as it is.
-- Decisions are generators that yield the queries they need an answer to (``_Steps``): the ``Client``
+- Decisions are generators that yield the queries they need an answer to (``Steps``): the ``Client``
   waits for answers in its caller's thread, the ``AsyncClient`` in its event loop, and neither decides.
 - Unreachable keeps the last known instances and marks them ``stale``; an authoritative empty answer is
   an error that says which.
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_Steps = Generator[Query, Known, _T]
+Steps = Generator[Query, Known, _T]
 """A decision: yields each query that it needs an answer to, is sent the answer, returns the result."""
 
 _NO_TAGS: Final[tuple[str, ...]] = ()
@@ -171,12 +171,7 @@ class Client:
         The snapshot is empty when there are none; with *near* the nearest come first. Arguments and
         other errors are those of ``lookup``.
         """
-        service = self._run(self._service(name, dc, near), timeout)
-        snapshot = service.healthy if healthy else service.snapshot
-        if tags or meta:
-            wanted = _several(tags)
-            return snapshot.only(lambda instance: matches(instance, wanted, meta))
-        return snapshot
+        return self._run(self._all(name, tags, meta, dc, near, healthy), timeout)
 
     @contextmanager
     def borrow(self, name: str, /, **options: Unpack[Options]) -> Iterator[Instance]:
@@ -359,19 +354,20 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # --- decisions; see _Steps
+    # --- decisions; see Steps
 
     def _wish(
         self,
-        tags: Sequence[str],
-        meta: Mapping[str, str] | None,
-        dc: str | None,
-        near: str | None,
-        zone: str | None,
-        failover: Sequence[str],
-        strategy: str | balance.Strategy | None,
-        key: str | None,
-        exclude: Collection[Instance],
+        tags: Sequence[str] = _NO_TAGS,
+        meta: Mapping[str, str] | None = None,
+        dc: str | None = None,
+        near: str | None = None,
+        zone: str | None = None,
+        failover: Sequence[str] = (),
+        strategy: str | balance.Strategy | None = None,
+        key: str | None = None,
+        exclude: Collection[Instance] = (),
+        **_: object,
     ) -> Wish:
         if strategy is None:
             strategy = "first" if near else "ring_hash" if key is not None else self.config.strategy
@@ -386,7 +382,7 @@ class Client:
             exclude,
         )
 
-    def _choose(self, name: str, wish: Wish) -> _Steps[Instance]:
+    def _choose(self, name: str, wish: Wish) -> Steps[Instance]:
         asked: list[Service] = []
         failure: RegistryUnavailable | RegistryError | None = None
         for dc in wish.dcs:
@@ -404,7 +400,23 @@ class Client:
             raise failure
         raise (yield from self._nothing(asked, wish))
 
-    def _service(self, name: str, dc: str | None, near: str | None = None) -> _Steps[Service]:
+    def _all(
+        self,
+        name: str,
+        tags: Sequence[str] = _NO_TAGS,
+        meta: Mapping[str, str] | None = None,
+        dc: str | None = None,
+        near: str | None = None,
+        healthy: bool = True,
+    ) -> Steps[Snapshot]:
+        service = yield from self._service(name, dc, near)
+        snapshot = service.healthy if healthy else service.snapshot
+        if tags or meta:
+            wanted = _several(tags)
+            return snapshot.only(lambda instance: matches(instance, wanted, meta))
+        return snapshot
+
+    def _service(self, name: str, dc: str | None, near: str | None = None) -> Steps[Service]:
         key = (fold(name), dc or self.config.dc, near)
         service = self._services.get(key)
         if service is None:
@@ -416,11 +428,11 @@ class Client:
             self._warm[name] = service
         return service
 
-    def _names(self, dc: str | None) -> _Steps[Mapping[ServiceName, tuple[str, ...]]]:
+    def _names(self, dc: str | None) -> Steps[Mapping[ServiceName, tuple[str, ...]]]:
         known = yield NamesQuery(dc or self.config.dc)
         return cast("Mapping[ServiceName, tuple[str, ...]]", known.value)
 
-    def _nothing(self, asked: Sequence[Service], wish: Wish) -> _Steps[DiscoveryError]:
+    def _nothing(self, asked: Sequence[Service], wish: Wish) -> Steps[DiscoveryError]:
         name = asked[0].query.name
         everyone = [instance for service in asked for instance in service.snapshot]
         attempts = [attempt for service in asked for attempt in service.attempts(self.where)]
@@ -449,7 +461,7 @@ class Client:
 
     # --- carrying them out
 
-    def _run(self, steps: _Steps[_T], timeout: float | None) -> _T:
+    def _run(self, steps: Steps[_T], timeout: float | None) -> _T:
         """Carry *steps* out, waiting for answers in this thread, *timeout* seconds in all."""
         engine = self._running_engine()  # before the clock starts: the first one loads the libraries
         deadline = time.monotonic() + (self.config.timeout if timeout is None else timeout)
