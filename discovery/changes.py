@@ -182,7 +182,8 @@ class Awaited:
 
     def missed(self, exc: RegistryUnavailable) -> None:
         """The registry could not be asked, or nothing has changed in the time that was left."""
-        self._missed = exc
+        if self._missed is None or self.left:  # that the time is over is no reason where there is another
+            self._missed = exc
 
     def closed(self) -> DiscoveryError:
         return RegistryUnavailable(f"{self._wanted}, and this client was closed")

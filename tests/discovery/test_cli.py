@@ -1,0 +1,461 @@
+"""The `discovery` command: what it prints, and the exit code that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from discovery.agent import Agent
+from discovery.cli import main
+from discovery.model import FrozenDict, ServiceQuery
+from tests.discovery.rawserver import RawServer, answer
+from tests.tools import free_port, wait_until
+
+COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "discovery.cli"]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing of the person who runs the tests is asked, and logging is as it was."""
+    monkeypatch.setenv("DISCOVERY_DNS", "off")
+    monkeypatch.setenv("DISCOVERY_CACHE", "off")
+    level = logging.getLogger("discovery").level
+    yield
+    logging.getLogger("discovery").setLevel(level)
+
+
+@pytest.fixture
+def at(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an agent, which the environment names too."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.url)
+    return agent.url
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command as a process, which is ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        started.append(
+            subprocess.Popen(
+                [*COMMAND, *map(str, arguments)], text=True, cwd=Path(__file__).parents[2], **options
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of one command, run in this process."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# --- lookup --------------------------------------------------------------------------------------------
+
+
+def test_lookup_prints_one_instance(at, register, capsys):
+    register("web", 8080)
+    assert run(capsys, "lookup", "web") == (0, "127.0.0.1:8080\n", "")
+
+
+def test_lookup_prints_all(at, register, capsys):
+    for port in (1, 2, 3):
+        register("web", port, status="critical" if port == 2 else "passing")
+    assert run(capsys, "lookup", "web", "--all") == (0, "127.0.0.1:1\n127.0.0.1:3\n", "")
+
+
+def test_lookup_filters_by_tags(at, register, capsys):
+    register("web", 1, tags=("v1",))
+    register("web", 2, tags=("v1", "blue"))
+    assert run(capsys, "lookup", "web", "--tag", "v1", "--tag", "blue") == (0, "127.0.0.1:2\n", "")
+
+
+def test_lookup_prints_a_url(at, register, capsys):
+    register("web", 8080, meta=FrozenDict(scheme="https"))
+    assert run(capsys, "lookup", "web", "--url")[1] == "https://127.0.0.1:8080\n"
+
+
+def test_lookup_prints_lines_for_a_shell(at, register, capsys):
+    register("my-web", 8080)
+    register("my-web", 8081)
+    register("2web", 1)
+    assert run(capsys, "lookup", "my-web", "--env", "--all")[1].splitlines() == [
+        "MY_WEB_HOST=127.0.0.1",
+        "MY_WEB_PORT=8080",
+        "MY_WEB_1_HOST=127.0.0.1",
+        "MY_WEB_1_PORT=8081",
+    ]
+    lines = run(capsys, "lookup", "2web", "--env")[1]
+    shell = subprocess.run(["sh", "-euc", f"{lines}\necho $_2WEB_HOST"], capture_output=True, text=True)
+    assert (shell.stdout, shell.stderr) == ("127.0.0.1\n", "")
+
+
+def test_lookup_prints_json(at, agent, register, capsys):
+    register("web", 8080, tags=("v1",), meta=FrozenDict(a="1"))
+    one = json.loads(run(capsys, "lookup", "web", "--json")[1])
+    assert one == {
+        "service": "web",
+        "id": "web-8080",
+        "host": "127.0.0.1",
+        "port": 8080,
+        "status": "passing",
+        "tags": ["v1"],
+        "meta": {"a": "1"},
+        "weight": 1,
+        "node": one["node"],
+        "dc": "dc1",
+        "source": "http",
+        "stale": False,
+    }
+    assert json.loads(run(capsys, "lookup", "web", "--json", "--all")[1]) == [one]
+
+
+def test_an_address_on_the_command_line_beats_the_environment(agent, register, capsys, monkeypatch):
+    register("web", 8080)
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", f"127.0.0.1:{free_port()}")
+    assert run(capsys, "lookup", "web", "--consul", agent.url)[0] == 0
+
+
+# --- exit codes ----------------------------------------------------------------------------------------
+
+
+def test_3_is_not_found(at, register, capsys):
+    register("web", 8080)
+    code, out, err = run(capsys, "lookup", "wep")
+    assert (code, out) == (3, "")
+    assert err.startswith("discovery: no service is called 'wep'")
+    assert "did you mean 'web'?" in err
+    assert run(capsys, "lookup", "wep", "--all")[0] == 3
+    assert run(capsys, "exec", "wep", "--", "true")[0] == 3
+    assert run(capsys, "wait", "wep", "--timeout", "0.1")[0] == 3
+
+
+def test_4_is_none_healthy(at, register, capsys):
+    register("web", 8080, status="critical")
+    for command in (["lookup", "web"], ["lookup", "web", "--all"], ["wait", "web", "--timeout", "0.1"]):
+        code, out, err = run(capsys, *command)
+        assert (code, out) == (4, "")
+        assert "web-8080 fails check 'check of web-8080'" in err
+    register("other", 1, tags=("v1",))
+    assert run(capsys, "lookup", "other", "--tag", "v2")[0] == 4
+    assert run(capsys, "wait", "other", "--min", "2", "--timeout", "0.1")[0] == 4
+
+
+def test_5_is_a_registry_that_cannot_be_asked(capsys, monkeypatch):
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", address)
+    for command in (["lookup", "web"], ["ls"], ["watch", "web"], ["wait", "web", "--timeout", "0.1"]):
+        code, out, err = run(capsys, *command)
+        assert (code, out) == (5, "")
+        assert address in err
+        assert len(err.splitlines()) == 1  # the error alone, and no warning besides
+
+
+def test_5_is_also_a_registry_that_refuses(capsys, monkeypatch):
+    def refuse(peer) -> None:
+        while peer.request():
+            peer.send(answer(b"ACL not found", status="403 Forbidden"))
+
+    with RawServer(refuse) as server:
+        monkeypatch.setenv("CONSUL_HTTP_ADDR", server.config.url)
+        code, _, err = run(capsys, "lookup", "web")
+        assert code == 5
+        assert "set CONSUL_HTTP_TOKEN" in err
+        assert run(capsys, "register", "web", "--port", "80")[0] == 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["lookup"],
+        ["frobnicate"],
+        ["lookup", "web", "--json", "--url"],
+        ["register", "web"],
+        ["register", "web", "--port", "x"],
+        ["wait", "web", "--min", "x"],
+    ],
+)
+def test_2_is_a_command_line_that_cannot_be_read(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: discovery" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["lookup", "a b"], "the service name 'a b' from lookup holds ' '"),
+        (["lookup", "web", "--consul", "ftp://x"], "from --consul: unknown scheme 'ftp'"),
+        (["exec", "web"], "nothing to run: write the command behind --"),
+        (["register", "web", "--port", "0"], "port=0 of 'web' is not possible"),
+        (
+            ["register", "web", "--port", "80", "--", "/nonexistent"],
+            "cannot run '/nonexistent': no such file",
+        ),
+        (["agent", "--http", "127.0.0.1"], "cannot listen at '127.0.0.1' from --http; write ADDR:PORT"),
+        (["agent", "--http", "unix:///run/x"], "cannot listen at 'unix:///run/x' from --http"),
+        (["agent", "--http", "127.0.0.1:x"], "cannot listen at '127.0.0.1:x' from --http"),
+    ],
+)
+def test_2_is_a_value_that_cannot_be_used(at, capsys, arguments, complaint):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith(f"discovery: {complaint}") or complaint in err
+
+
+def test_2_is_a_wrong_environment(capsys, monkeypatch):
+    monkeypatch.setenv("CONSUL_HTTP_SSL", "perhaps")
+    code, _, err = run(capsys, "ls")
+    assert code == 2
+    assert "CONSUL_HTTP_SSL='perhaps' is neither true nor false" in err
+
+
+def test_exit_codes_arrive_at_the_shell(at, register, spawn):
+    register("web", 8080)
+    process = spawn("lookup", "web")
+    assert (*process.communicate(timeout=20), process.returncode) == ("127.0.0.1:8080\n", "", 0)
+    process = spawn("lookup", "nope")
+    out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("", 3)
+    assert len(err.splitlines()) == 1
+
+
+# --- ls, wait ------------------------------------------------------------------------------------------
+
+
+def test_ls_lists_names_and_tags(at, register, capsys):
+    register("web", 8080, tags=("v1", "blue"))
+    register("database", 5432)
+    code, out, _ = run(capsys, "ls")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["database"] in lines
+    assert ["web", "v1,blue"] in [
+        [name, ",".join(sorted(tags.split(","), reverse=True))]
+        for name, tags in (line for line in lines if len(line) == 2)
+    ]
+    listed = json.loads(run(capsys, "ls", "--json")[1])
+    assert sorted(listed["web"]) == ["blue", "v1"]
+    assert listed["database"] == []
+
+
+def test_ls_of_an_empty_registry_says_so_beside_the_output(capsys, monkeypatch):
+    def nothing(peer) -> None:
+        while peer.request():
+            peer.send(answer({}, headers="X-Consul-Index: 5\r\n"))
+
+    with RawServer(nothing) as server:
+        monkeypatch.setenv("CONSUL_HTTP_ADDR", server.config.url)
+        assert run(capsys, "ls") == (0, "", f"no services at {server.config.url}\n")
+        assert run(capsys, "ls", "--json") == (0, "{}\n", "")
+
+
+def test_wait_prints_the_instances_once_there_are_enough(at, register, spawn):
+    register("web", 1)
+    process = spawn("wait", "web", "--min", "2")
+    register("web", 2)
+    out, err = process.communicate(timeout=20)
+    assert (out.splitlines(), err, process.returncode) == (["127.0.0.1:1", "127.0.0.1:2"], "", 0)
+
+
+# --- watch ---------------------------------------------------------------------------------------------
+
+
+def test_watch_prints_a_line_per_change_at_once_also_into_a_pipe(at, register, registry, spawn):
+    register("web", 1)
+    process = spawn("watch", "web")
+    assert process.stdout.readline().split(None, 1)[1] == "+ 127.0.0.1:1  (1 instance)\n"
+    register("web", 2)
+    assert process.stdout.readline().split(None, 1)[1] == "+ 127.0.0.1:2  (2 instances)\n"
+    registry.deregister("web-1")
+    assert process.stdout.readline().split(None, 1)[1] == "- 127.0.0.1:1  (1 instance)\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("", "", 130)
+
+
+def test_watch_says_when_it_cannot_be_sure(agent, at, register, spawn):
+    register("web", 1)
+    process = spawn("watch", "web", "--json")
+    first = json.loads(process.stdout.readline())
+    assert (first["service"], first["stale"], first["added"]) == ("web", False, ["127.0.0.1:1"])
+    assert first["instances"][0]["id"] == "web-1"
+    agent.close()
+    lost = json.loads(process.stdout.readline())
+    assert (lost["stale"], lost["added"], lost["removed"]) == (True, [], [])
+    assert len(lost["instances"]) == 1
+
+
+def test_a_reader_that_leaves_is_no_error(at, register, spawn):
+    register("web", 1)
+    process = spawn("watch", "web")
+    process.stdout.readline()
+    process.stdout.close()
+    register("web", 2)
+    assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+
+
+def test_a_reader_that_was_never_there_is_no_error(at, register, spawn):
+    register("web", 1)
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = spawn("lookup", "web", stdout=writing)
+    os.close(writing)
+    assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+
+
+# --- exec ----------------------------------------------------------------------------------------------
+
+
+def test_exec_becomes_the_command_with_the_instance_in_its_environment(at, register, spawn):
+    register("my-web", 8080)
+    process = spawn("exec", "my-web", "--", "sh", "-c", "echo $$ $MY_WEB_HOST $MY_WEB_PORT; exit 7")
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == (f"{process.pid} 127.0.0.1 8080\n", "", 7)
+
+
+def test_exec_hands_on_no_ignored_signals(at, register, spawn):
+    register("web", 8080)
+    process = spawn("exec", "web", "--", "grep", "SigIgn", "/proc/self/status")
+    out, _ = process.communicate(timeout=20)
+    assert int(out.split()[1], 16) == 0
+
+
+def test_exec_of_what_does_not_exist(at, register, spawn):
+    register("web", 8080)
+    process = spawn("exec", "web", "--", "/nonexistent")
+    assert process.communicate(timeout=20) == (
+        "",
+        "discovery: cannot run '/nonexistent': no such file or directory\n",
+    )
+    assert process.returncode == 2
+
+
+# --- register ------------------------------------------------------------------------------------------
+
+
+def registered(registry, name: str = "web"):
+    return registry.read(ServiceQuery(name)).value
+
+
+def test_register_keeps_an_entry_while_the_command_runs(at, registry, spawn, tmp_path):
+    stop = tmp_path / "stop"
+    process = spawn(
+        "register", "web", "--port", 8080, "--tag", "v1", "--id", "mine", "--address", "127.0.0.9",
+        "--", "sh", "-c", f"while [ ! -e {stop} ]; do sleep 0.05; done; exit 7",
+    )  # fmt: skip
+    (entry,) = wait_until(lambda: registered(registry), 20)
+    assert (entry.id, entry.port, entry.address, entry.tags) == ("mine", 8080, "127.0.0.9", ("v1",))
+    assert entry.status == "passing"
+    stop.touch()
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 7
+    assert not registered(registry)
+
+
+CHILD = """
+    import os, signal, sys, urllib.request
+
+    def stopped(*_):
+        with urllib.request.urlopen(os.environ["CONSUL_HTTP_ADDR"] + "/v1/agent/services") as answer:
+            print("still registered" if b"8080" in answer.read() else "deregistered", flush=True)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stopped)
+    print("ready", flush=True)
+    while True:
+        signal.pause()
+"""
+
+
+def test_on_sigterm_the_entry_goes_before_the_command_is_told(at, registry, spawn):
+    process = spawn("register", "web", "--port", 8080, "--", sys.executable, "-c", textwrap.dedent(CHILD))
+    assert process.stdout.readline() == "ready\n"
+    wait_until(lambda: registered(registry), 20)
+    process.terminate()
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("deregistered\n", "", 0)
+    assert not registered(registry)
+
+
+def test_a_command_that_a_signal_ends_is_reported_as_a_shell_does(at, registry, spawn):
+    process = spawn("register", "web", "--port", 8080, "--", "sh", "-c", "kill -KILL $$")
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not registered(registry)
+
+
+def test_register_without_a_command_lasts_until_it_is_stopped(at, registry, spawn):
+    process = spawn("register", "web", "--port", 8080)
+    wait_until(lambda: registered(registry), 20)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 0
+    assert not registered(registry)
+
+
+def test_a_refused_registration_ends_the_command(spawn, tmp_path):
+    def refuse(peer) -> None:
+        while peer.request():
+            peer.send(answer(b"Permission denied", status="403 Forbidden"))
+
+    with RawServer(refuse) as server:
+        process = spawn("register", "web", "--port", 80, "--consul", server.config.url, "--", "sleep", "600")
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 5
+    assert "Permission denied" in err
+
+
+# --- agent ---------------------------------------------------------------------------------------------
+
+
+def test_agent_serves_until_it_is_stopped(spawn, capsys):
+    process = spawn("agent", "--http", "127.0.0.1:0", "--node", "host-1", "--advertise", "10.0.0.1")
+    line = process.stdout.readline()
+    assert line.startswith("embedded agent at http://127.0.0.1:")
+    url = line.split()[3]
+    assert run(capsys, "lookup", "web", "--consul", url)[0] == 3
+    process.terminate()
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 0
+
+
+def test_agent_says_when_somebody_else_listens_there(agent, capsys):
+    host, port = agent.http
+    code, _, err = run(capsys, "agent", "--http", f"{host}:{port}")
+    assert code == 2
+    assert f"port {port}" in err
+
+
+def test_signals_are_handled_as_before_when_a_command_has_ended(at, registry):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    killer = threading.Thread(
+        target=lambda: (wait_until(lambda: registered(registry)), os.kill(os.getpid(), signal.SIGTERM))
+    )
+    killer.start()
+    assert main(["register", "web", "--port", "8080"]) == 0
+    killer.join()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
