@@ -58,6 +58,10 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             asked = {"port": port, "method": method, "path": path, "headers": headers, "body": body.decode()}
             content = json.dumps(asked).encode()
     answer_head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n{extra}\r\n".encode()
+    if path == "/half":
+        writer.write(answer_head + content[:-1])
+        await writer.drain()
+        return False
     if path == "/drip":
         writer.write(answer_head + content[:1])
         await writer.drain()

@@ -17,6 +17,7 @@ import aiohttp
 import httpx
 import pytest
 import requests
+import urllib3
 
 from discovery import Client
 from discovery.agent import Agent
@@ -28,6 +29,29 @@ from tests.discovery.integrations.fleet import Fleet, Server, connections_to
 from tests.tools import free_port, wait_until
 
 URL = "http://web.service.consul"
+
+
+# --- requests, urllib3: they read the body before they hand it over
+
+
+@pytest.mark.parametrize(("stream", "asked"), [(False, 3), (True, 1)])
+def test_an_answer_that_breaks_off_in_its_body_is_asked_for_elsewhere(
+    client: Client, servers: list[Server], stream: bool, asked: int
+) -> None:
+    before = total(servers, "/half")
+    with Session(client=client) as session, pytest.raises(requests.exceptions.ChunkedEncodingError):
+        session.get(f"{URL}/half", timeout=5, stream=stream).json()
+    assert total(servers, "/half") == before + asked
+
+    before = total(servers, "/half")
+    with PoolManager(client=client) as manager, pytest.raises(urllib3.exceptions.ProtocolError):
+        manager.request("GET", f"{URL}/half", preload_content=not stream).json()
+    assert total(servers, "/half") == before + asked
+
+
+def total(servers: list[Server], path: str) -> int:
+    """Return how many requests for *path* the servers have seen."""
+    return sum(server.ask("/count").get(path, 0) for server in servers)
 
 
 # --- requests
@@ -62,10 +86,10 @@ def test_proxies_are_for_other_hosts(client: Client, servers: list[Server]) -> N
 
 
 def test_a_body_that_can_be_read_once_is_not_sent_twice(client: Client, servers: list[Server]) -> None:
-    before = sum(server.ask("/count").get("/hang-up", 0) for server in servers)
+    before = total(servers, "/hang-up")
     with Session(client=client) as session, pytest.raises(requests.ConnectionError):
         session.put(f"{URL}/hang-up", data=io.BytesIO(b"once"), timeout=5)
-    assert sum(server.ask("/count").get("/hang-up", 0) for server in servers) == before + 1
+    assert total(servers, "/hang-up") == before + 1
 
 
 def test_the_response_is_of_the_request_as_it_was_made(client: Client, servers: list[Server]) -> None:
