@@ -463,6 +463,7 @@ class API:
                 "X-Consul-Index": str(catalogue.index_of(topic)),
                 "X-Consul-KnownLeader": "true",
                 "X-Consul-LastContact": "0",
+                "X-Consul-Query-Backend": "blocking-query",
                 "X-Consul-Effective-Consistency": "consistent" if "consistent" in request.query else "leader",
             }
             return Response(200, payload(), headers=headers)

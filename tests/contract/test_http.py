@@ -62,6 +62,18 @@ def test_headers_of_a_read(agent: Subject) -> None:
     assert missing.index >= 1
 
 
+def test_headers_of_a_blocking_read(agent: Subject) -> None:
+    """The streaming that newer releases answer health reads with never says that it knows the leader."""
+    for target, streams in (("/v1/health/service/none", True), ("/v1/catalog/services", False)):
+        answer = agent.ask("GET", f"{target}?index={agent.index(target)}&wait=20ms")
+        backend = answer.headers["X-Consul-Query-Backend"]
+        if agent.is_embedded or agent.by_release(consul_1_8=True, current=not streams):
+            assert answer.headers["X-Consul-KnownLeader"] == "true"
+            assert backend in (None, "blocking-query")
+        else:
+            assert (answer.headers["X-Consul-KnownLeader"], backend) == ("false", "streaming")
+
+
 def test_pretty(agent: Subject) -> None:
     assert agent.ask("GET", "/v1/catalog/datacenters?pretty").text == '[\n    "dc1"\n]\n'
 
