@@ -62,7 +62,8 @@ class Dockerd:
         def up() -> bool:
             assert self._process is not None
             assert self._process.poll() is None, (d / "log").read_text(errors="replace")[-4000:]
-            return self._listens()
+            with socket.socket(socket.AF_UNIX) as sock:
+                return sock.connect_ex(f"{d}/docker.sock") == 0
 
         wait_until(up, _STARTED, message="dockerd listens")
         self.client = docker.DockerClient(self.url, version="1.41", timeout=30)
@@ -72,16 +73,18 @@ class Dockerd:
         """SIGKILL the daemon and every container with it."""
         self.client.close()
         if self._process is not None:
+            unshare = self._process.pid
+            children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
             self._process.kill()
             self._process.wait()
             self._process = None
-        # Its children end a moment after it.
-        wait_until(lambda: not self._listens(), message="dockerd has ended")
+            # The first process of a pid namespace becomes a zombie when all others of it have ended, and
+            # with them their locks on the files that the next daemon needs.
+            for child in children:
+                wait_until(lambda: _has_ended(child), message="dockerd has ended")  # noqa: B023
+        # Process ids of the namespace that is gone: the next daemon would take its own for containerd's.
         (self._directory / "pid").unlink(missing_ok=True)
-
-    def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as sock:
-            return sock.connect_ex(f"{self._directory}/docker.sock") == 0
+        shutil.rmtree(self._directory / "exec", ignore_errors=True)
 
     def restart(self) -> None:
         self.kill()
@@ -119,6 +122,14 @@ class Dockerd:
             with contextlib.suppress(docker.errors.NotFound, requests.RequestException):
                 one.remove(force=True)
         self.client.networks.prune()
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def _busybox() -> bytes:
