@@ -57,24 +57,29 @@ class Pools(Generic[P]):
         self._lock = threading.Lock()
         self._pools: dict[_Key, P] = {}
         self._live: dict[_Service, frozenset[Instance]] = {}
+        self._centres: dict[_Service, set[str]] = {}  # data centres that its instances have been in
         self._watches: dict[_Service, Watch] = {}
         _all.add(self)
 
-    def follows(self, target: Target) -> bool:
-        """Say whether ``follow`` would return at once."""
-        return self._service(target) in self._watches
+    def ready(self, target: Target) -> bool:
+        """Say whether *target* is followed and has instances, so that nobody has to wait for them."""
+        return bool(self._live.get(self._service(target)))
 
     def follow(self, target: Target) -> None:
-        """Make sure that *target* is followed; the first time waits for what is known about it.
+        """Make sure that *target* is followed and has instances. Waits unless it is ``ready``.
 
         Raises:
-            DiscoveryError: as ``Client.lookup_all``.
+            DiscoveryError: as ``Client.lookup``.
         """
         service = self._service(target)
+        if not self._live.get(service):
+            self._balancer.client.lookup(target.name, tags=target.tags, dc=target.dc)
+            self._watch(service)
+
+    def _watch(self, service: _Service) -> None:
         if service in self._watches:
             return
         client, name, dc = service
-        client.lookup_all(name, dc=dc)  # its errors say what is wrong; a watch would wait without a word
         watch = client.watch(name, dc=dc)
         with self._lock:
             mine = self._watches.setdefault(service, watch) is watch
@@ -88,6 +93,10 @@ class Pools(Generic[P]):
     def lease(self, target: Target, instance: Instance) -> Iterator[P]:
         """Lend the pool of *instance* for one request."""
         service = self._service(target)
+        if instance.dc and instance.dc not in self._centres.get(service, ()):
+            # From a data centre that lookups fall back to: whether it left is for that one to say.
+            service = (*service[:2], instance.dc)
+            self._watch(service)
         key = (service, target.host, instance)
         pool = self._pools.get(key)
         if pool is None:
@@ -106,7 +115,7 @@ class Pools(Generic[P]):
         with self._lock:
             pools, self._pools = self._pools, {}
             watches, self._watches = self._watches, {}
-            self._live = {}
+            self._live, self._centres = {}, {}
         for watch in watches.values():
             watch.close()
         return list(pools.values())
@@ -118,6 +127,7 @@ class Pools(Generic[P]):
         with self._lock:
             if self._watches.get(service) is not watch:
                 return  # closed meanwhile
+            self._centres.setdefault(service, set()).update(instance.dc for instance in snapshot)
             self._live[service] = frozenset(snapshot)
         self._sweep(service)
         observe.changed(snapshot)
@@ -137,6 +147,7 @@ class Pools(Generic[P]):
         self._lock = threading.Lock()
         self._pools = {}
         self._live = {}
+        self._centres = {}
         self._watches = {}
         self._balancer.after_fork()
 

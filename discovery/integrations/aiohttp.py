@@ -54,7 +54,7 @@ class Middleware:
             return await handler(request)
         original = request.url, request.server_hostname, request.proxy
         try:
-            if not self._pools.follows(target):
+            if not self._pools.ready(target):
                 await asyncio.to_thread(self._pools.follow, target)
             return await self._send(target, request, handler)
         except DiscoveryError as exc:

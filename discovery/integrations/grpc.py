@@ -158,26 +158,29 @@ class _Channel(grpc.Channel):
             except DiscoveryError as exc:
                 raise NoInstances(str(exc)) from exc
         if lane is None:
-            raise NoInstances(f"the instances of {self._target.name!r} left while they were asked for")
+            raise NoInstances(
+                f"{self._target.name!r} has no instance in its own data centre; a channel does not fail over"
+            )
         return lane
 
     # --- connectivity
 
     def subscribe(self, callback: Connectivity, try_to_connect: bool = False) -> None:
-        lane = self.begin()
+        """As gRPC's; while there are no instances the callback waits for the first to come."""
         try:
-            with self._lock:
-                self._subscribers[callback] = try_to_connect
-            lane.channel.subscribe(callback, try_to_connect)
-        finally:
-            lane.end()
+            self._follow()
+        except DiscoveryError as exc:
+            raise NoInstances(str(exc)) from exc
+        with self._lock:
+            self._subscribers[callback] = try_to_connect
+            if self._lane is not None:
+                self._lane.channel.subscribe(callback, try_to_connect)
 
     def unsubscribe(self, callback: Connectivity) -> None:
         with self._lock:
             self._subscribers.pop(callback, None)
-            lane = self._lane
-        if lane is not None:
-            lane.channel.unsubscribe(callback)
+            if self._lane is not None:
+                self._lane.channel.unsubscribe(callback)
 
     # --- the set of instances
 
@@ -232,12 +235,11 @@ class _Channel(grpc.Channel):
                 return
             self._addresses = addresses
             old, self._lane = self._lane, _Lane(self._connect(addresses)) if addresses else None
-            new, subscribers = self._lane, dict(self._subscribers)
-        for callback, try_to_connect in subscribers.items():
-            if old is not None:
-                old.channel.unsubscribe(callback)
-            if new is not None:
-                new.channel.subscribe(callback, try_to_connect)
+            for callback, try_to_connect in self._subscribers.items():
+                if old is not None:
+                    old.channel.unsubscribe(callback)
+                if self._lane is not None:
+                    self._lane.channel.subscribe(callback, try_to_connect)
         if old is not None:
             old.retire()
 

@@ -115,7 +115,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         if target is None:
             return await self._other_hosts.handle_async_request(request)
         try:
-            if not self._pools.follows(target):
+            if not self._pools.ready(target):
                 await asyncio.to_thread(self._pools.follow, target)
             trial = _trial(self._balancer, target, request)
             while True:

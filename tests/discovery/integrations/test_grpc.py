@@ -227,6 +227,18 @@ def test_a_service_that_empties_and_fills_again(
     assert who(web) == grpc_servers[0].port
 
 
+def test_a_channel_that_is_made_before_its_service_gets_ready_with_it(
+    web: grpc.Channel, fleet: Fleet, shared_grpc_servers: list[Server]
+) -> None:
+    ready = grpc.channel_ready_future(web)
+    assert not ready.done()
+
+    fleet.register(shared_grpc_servers[0].port)
+
+    ready.result(TIMEOUT)
+    assert who(web) == shared_grpc_servers[0].port
+
+
 def test_a_closed_channel_refuses_calls(client: Client, grpc_servers: list[Server]) -> None:
     web = channel("web", client=client)
     ask = web.unary_unary("/test.Echo/Who")

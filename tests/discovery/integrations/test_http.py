@@ -6,13 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from discovery import Client, DiscoveryError, ServiceNotFound
 from discovery.backends import Backend
 from discovery.config import Config
+from discovery.model import Node, NodeName, ServiceName, ServiceQuery
+from tests.discovery.fake import FakeCatalogue, entry
 from tests.discovery.integrations.fleet import CERTIFICATE, Fleet, Server, connections_to
 from tests.discovery.integrations.libraries import LIBRARIES, Library
 from tests.tools import free_port, wait_until
@@ -158,6 +160,26 @@ def test_tags_and_data_centres_in_the_name_choose(web: Library, fleet: Fleet, se
 
     for host in ("v2.web.service.consul", "v2.1.WEB.service.dc1.consul."):
         assert {web.request("GET", f"http://{host}/")["port"] for _ in range(4)} == {servers[1].port}
+
+
+def test_instances_of_another_data_centre_keep_their_connections_and_lose_them_as_others_do(
+    connect: Connect, shared_servers: list[Server]
+) -> None:
+    here, there = (ServiceQuery(ServiceName("web"), dc) for dc in (None, "dc2"))
+    catalogue = FakeCatalogue()
+    catalogue.set(here)
+    node = Node(NodeName("node-2"), "10.0.0.9", "dc2")
+    instances = [entry(port=server.port, host="127.0.0.1", node=node) for server in shared_servers]
+    catalogue.set(there, *instances)
+    with Client(backend=cast(Backend, catalogue), failover=["dc2"]) as client:
+        web = connect(client=client)
+        for _ in range(6):
+            web.request("GET", f"{URL}/")
+        assert [connections_to(server.port) for server in shared_servers] == [1, 1, 1]
+
+        catalogue.set(there, *instances[1:])
+
+        wait_until(lambda: [connections_to(server.port) for server in shared_servers] == [0, 1, 1])
 
 
 def test_short_names_and_another_domain(connect: Connect, backend: Backend, servers: list[Server]) -> None:
