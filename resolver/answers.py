@@ -25,8 +25,8 @@ from random import Random
 from typing import Final
 
 from resolver import wire
+from resolver.records import Choice, Found, Record
 from resolver.wire import fold_question, name_to_wire
-from resolver.zone import Choice, Found, Record
 
 __all__ = ["Limits", "Prepared", "Table", "prepare", "render"]
 

@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+import dns.message
 from cachetools import LRUCache
 
 from resolver import wire
 from resolver.answers import Limits
-from resolver.wire import Frame, fold_question
+from resolver.facts import Fact
+from resolver.records import Record
+from resolver.wire import Frame, Name, fold_question
 
 __all__ = ["Cache", "Key", "Relayed", "key_of"]
 
@@ -64,6 +67,24 @@ class Relayed:
         """
         frame = wire.read_frame(reply)
         return cls(reply, frame, now, _lifetime(reply, frame))
+
+    def to_fact(self) -> tuple[Fact, int]:
+        """Return the address records and aliases as a fact, and for how many seconds it may be known.
+
+        An answer that is made from it is good for its own TTL again, so each gets half of what there is: both
+        together must not outlive the records.
+        """
+        message = dns.message.from_wire(self.reply, ignore_trailing=True)
+        half = max(1, self.ttl // 2)
+        records = tuple(
+            Record(
+                Name(rrset.name.labels[:-1]), int(rrset.rdtype), min(rrset.ttl, half), data.to_wire() or b""
+            )
+            for rrset in message.answer
+            if rrset.rdtype in (wire.A, wire.AAAA, wire.CNAME)
+            for data in rrset
+        )
+        return Fact(records), half
 
     def age(self, now: float) -> int:
         return max(0, int(now - self.received))

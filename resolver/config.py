@@ -21,8 +21,9 @@ from discovery.errors import ConfigurationError
 from discovery.names import fold
 from resolver.engine import AnswerSettings
 from resolver.forward import Upstream
+from resolver.records import Soa
 from resolver.wire import Malformed, name_from_text
-from resolver.zone import Soa, ZoneSettings
+from resolver.zone import ZoneSettings
 
 __all__ = [
     "Endpoint",

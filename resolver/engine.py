@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-from discovery.model import Query as CatalogueQuery
 from resolver import wire, zone
 from resolver.answers import Limits, Prepared, Table, prepare
 from resolver.cache import Cache, Relayed, key_of
+from resolver.facts import Fact, Query
+from resolver.records import Found
 from resolver.wire import fold_question, refuse
-from resolver.zone import Fact, Found, Need, Unknown, ZoneSettings
+from resolver.zone import Need, Unknown, ZoneSettings
 
 __all__ = ["Answer", "AnswerSettings", "Decision", "Drop", "Engine", "Forward", "LookUp", "Transport"]
 
@@ -69,7 +70,7 @@ class Answer:
 class LookUp:
     """Ask the catalogue, then decide again."""
 
-    need: CatalogueQuery
+    need: Query
     query: wire.Query
 
 
@@ -102,7 +103,7 @@ class Engine:
         random: Random,
     ) -> None:
         self.tables: dict[Transport, Table] = {"udp": Table(), "tcp": Table()}
-        self.facts: dict[CatalogueQuery, Fact] = {}
+        self.facts: dict[Query, Fact] = {}
         self._zone = zone_settings
         self._settings = settings
         self._monotonic = monotonic
@@ -161,14 +162,14 @@ class Engine:
 
     # Changes -----------------------------------------------------------------------------------------------
 
-    def learn(self, query: CatalogueQuery, fact: Fact) -> None:
+    def learn(self, query: Query, fact: Fact) -> None:
         """Take in what is known now about *query*; every answer made from what was known before is gone."""
         if self.facts.get(query) == fact:
             return
         self.facts[query] = fact
         self._drop(query)
 
-    def forget(self, query: CatalogueQuery) -> None:
+    def forget(self, query: Query) -> None:
         """Know nothing about *query* any more: nobody follows it."""
         self.facts.pop(query, None)
         self._drop(query)
@@ -178,13 +179,13 @@ class Engine:
         for table in self.tables.values():
             table.drop(_RELAYED)
 
-    def served(self, query: CatalogueQuery) -> int:
+    def served(self, query: Query) -> int:
         """How many answers were given from *query* since it changed last."""
         return sum(table.served(query) for table in self.tables.values())
 
     # Inside ------------------------------------------------------------------------------------------------
 
-    def _drop(self, query: CatalogueQuery) -> None:
+    def _drop(self, query: Query) -> None:
         for table in self.tables.values():
             table.drop(query)
 

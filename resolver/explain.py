@@ -8,18 +8,19 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any
 
-from discovery.model import Query, Reply, ServiceEntry, ServiceQuery
+from discovery import model
+from discovery.model import NodesQuery, Reply, ServiceEntry, ServiceQuery
 from resolver import wire, zone
-from resolver.wire import Name, name_from_text, name_to_wire, type_from_text
-from resolver.zone import Fact, Found, Need, ZoneSettings, digest
+from resolver.facts import AddressesQuery, AliasQuery, Fact, Query, digest, gather_addresses
+from resolver.records import Found
+from resolver.wire import name_from_text, type_from_text
+from resolver.zone import Need, Outcome, ZoneSettings
 
 __all__ = ["Explanation", "explain"]
-
-_ROUNDS: Final = 8  # no question needs more facts than it has kinds of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,9 @@ class Explanation:
     answered: bool
 
 
-def explain(name: str, qtype: str, read: Callable[[Query], Reply], settings: ZoneSettings) -> Explanation:
+def explain(
+    name: str, qtype: str, read: Callable[[model.Query], Reply], settings: ZoneSettings
+) -> Explanation:
     """Say what the answer to *name* and *qtype* is made from.
 
     Args:
@@ -40,29 +43,39 @@ def explain(name: str, qtype: str, read: Callable[[Query], Reply], settings: Zon
         DiscoveryError: *read* could not.
         Malformed: *name* or *qtype* is none.
     """
-    query = _query(name_from_text(name), type_from_text(qtype))
+    query = wire.Query.of(name_from_text(name), type_from_text(qtype))
     facts: dict[Query, Fact] = {}
-    outcome = zone.resolve(query, facts, settings, serial=0)
-    for _ in range(_ROUNDS):
-        if not isinstance(outcome, Need):
-            break
-        facts[outcome.query] = Fact(digest(outcome.query, read(outcome.query).value))
-        outcome = zone.resolve(query, facts, settings, serial=0)
+
+    def answer(known: dict[Query, Fact]) -> Outcome | None:
+        """Resolve *query*, reading what is not known yet."""
+        outcome = zone.resolve(query, known, settings, serial=0)
+        while isinstance(outcome, Need):
+            known[outcome.query] = Fact(_value(outcome.query, known, read))
+            outcome = zone.resolve(query, known, settings, serial=0)
+        return outcome
+
+    outcome = answer(facts)
     if outcome is None:
         return Explanation(("not in our zone: forwarded to an upstream",), answered=False)
     if not isinstance(outcome, Found):
         return Explanation(("the catalogue does not say",), answered=False)
 
     lines = [_summary(outcome)]
-    for asked, fact in facts.items():
+    for asked, fact in list(facts.items()):
         if isinstance(asked, ServiceQuery):
-            lines += _instances(query, asked, fact.value, outcome, facts, settings)
+            alone = [answer({**facts, asked: Fact((entry,))}) for entry in fact.value]
+            lines += _instances(query.type, fact.value, alone, outcome)
     return Explanation(tuple(lines), answered=bool(outcome.choices))
 
 
-def _query(name: Name, qtype: int) -> wire.Query:
-    question = name_to_wire(name) + qtype.to_bytes(2) + wire.IN.to_bytes(2)
-    return wire.Query(0, wire.RD, question, name, qtype, wire.IN, None, plain=True)
+def _value(query: Query, facts: dict[Query, Fact], read: Callable[[model.Query], Reply]) -> Any:
+    match query:
+        case AliasQuery():
+            return ()  # an upstream would be asked; why an instance is in the answer does not depend on it
+        case AddressesQuery():
+            return gather_addresses(facts[NodesQuery()].value.by_name.values(), read)
+        case _:
+            return digest(query, read(query).value)
 
 
 def _summary(found: Found) -> str:
@@ -76,23 +89,21 @@ def _summary(found: Found) -> str:
 
 
 def _instances(
-    query: wire.Query,
-    asked: ServiceQuery,
-    entries: tuple[ServiceEntry, ...],
-    found: Found,
-    facts: dict[Query, Fact],
-    settings: ZoneSettings,
+    qtype: int, entries: Sequence[ServiceEntry], alone: Sequence[Outcome | None], found: Found
 ) -> list[str]:
-    """One line per instance."""
+    """One line per instance.
+
+    Args:
+        alone: for each of *entries*, the answer if there were no other.
+    """
     seen: set[bytes] = set()
     given = _data(found)
     lines = []
-    for entry in entries:
-        alone = zone.resolve(query, facts | {asked: Fact((entry,))}, settings, serial=0)
-        records = _data(alone) if isinstance(alone, Found) else set()
-        why = alone.left_out[0][1] if isinstance(alone, Found) and alone.left_out else ""
+    for entry, outcome in zip(entries, alone, strict=True):
+        records = _data(outcome) if isinstance(outcome, Found) else set()
+        why = outcome.left_out[0][1] if isinstance(outcome, Found) and outcome.left_out else ""
         if not why and not records:
-            why = f"its address {entry.host!r} makes no {wire.type_to_text(query.type)} record"
+            why = f"its address {entry.host!r} makes no {wire.type_to_text(qtype)} record"
         elif not why and not records & given:
             why = "it is known by a name, and others have addresses"
         elif not why and records <= seen:

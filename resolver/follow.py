@@ -8,6 +8,7 @@ Laws:
   to, and a flood of random names starts no watch.
 - A name is followed from the first question for it until nobody asked for a while.
 - What is too old to be told is forgotten, as if it had never been known.
+- Which service has which address is gathered from all nodes when somebody asks for it, and kept for seconds.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from discovery import model
 from discovery.engine import Engine as DiscoveryEngine
 from discovery.engine import Known
-from discovery.errors import RegistryTimeout, RequestRejected
-from discovery.model import NamesQuery, NodesQuery, Query
+from discovery.errors import DiscoveryError, RegistryTimeout, RequestRejected
+from discovery.model import NamesQuery, NodesQuery
 from resolver.engine import Engine
-from resolver.zone import Fact, digest
+from resolver.facts import AddressesQuery, Fact, digest, gather_addresses
 
 __all__ = ["Follower"]
 
@@ -34,6 +36,11 @@ _SWEEPS_PER_IDLE: Final = 10
 _MAX_STRANGERS: Final = 16
 """Data centres followed at a time that have not answered yet. Anybody can make up names of data centres, and
 each costs a watch until Consul says that it does not exist."""
+_ADDRESSES_KEPT: Final = 10.0
+"""Seconds for which the services' addresses are kept. To gather them costs a request per node, and who asks
+for PTR records mostly wants to put a name into a log."""
+_MAX_GATHERED: Final = 1_000
+"""Nodes of which services are gathered; they take some two seconds."""
 _REJECTED_KEPT: Final = 10.0
 """Seconds for which a data centre that Consul does not know is remembered as such, without a watch."""
 _MAX_REJECTED: Final = 256
@@ -42,7 +49,7 @@ _MAX_REJECTED: Final = 256
 
 @dataclass(slots=True)
 class _Followed:
-    query: Query
+    query: model.Query
     unsubscribe: Callable[[], None] = lambda: None
     waiting: list[Callable[[], None]] = field(default_factory=list)
     """What to call when the first word has come."""
@@ -75,8 +82,10 @@ class Follower:
         self._loop = loop
         self._idle = idle
         self._max_stale = max_stale
-        self._followed: dict[Query, _Followed] = {}
-        self._rejected: dict[Query, asyncio.TimerHandle] = {}
+        self._followed: dict[model.Query, _Followed] = {}
+        self._gathering: list[Callable[[], None]] = []
+        self._addresses_expiry: asyncio.TimerHandle | None = None
+        self._rejected: dict[model.Query, asyncio.TimerHandle] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -90,16 +99,20 @@ class Follower:
             self._sweeper.cancel()
         for query in list(self._followed):
             self._unfollow(query)
-        for timer in self._rejected.values():
-            timer.cancel()
+        for timer in (*self._rejected.values(), self._addresses_expiry):
+            if timer is not None:
+                timer.cancel()
 
-    def when_known(self, query: Query, callback: Callable[[], None]) -> None:
+    def when_known(self, query: model.Query | AddressesQuery, callback: Callable[[], None]) -> None:
         """Call *callback* as soon as anything is known about *query*, be it that it cannot be asked.
 
         At once (in the next round of the loop) when it is known already.
         """
         if query in self._engine.facts:
             self._loop.call_soon(callback)
+            return
+        if isinstance(query, AddressesQuery):
+            self._gather(callback)
             return
         followed = self._followed.get(query)
         if followed is None:
@@ -111,7 +124,31 @@ class Follower:
 
     # On the loop --------------------------------------------------------------------------------------------
 
-    def _follow(self, query: Query) -> _Followed:
+    def _gather(self, callback: Callable[[], None]) -> None:
+        """Read the services of all nodes in a thread, and learn their addresses."""
+        self._gathering.append(callback)
+        if len(self._gathering) > 1:
+            return  # it is under way
+        nodes = list(self._engine.facts[NodesQuery()].value.by_name.values())[:_MAX_GATHERED]
+
+        def gather() -> Fact:
+            try:
+                return Fact(gather_addresses(nodes, self._discovery.catalogue.read))
+            except DiscoveryError as exc:
+                return Fact(None, stale=True, why=str(exc), timed_out=isinstance(exc, RegistryTimeout))
+
+        def gathered(future: asyncio.Future[Fact]) -> None:
+            self._engine.learn(AddressesQuery(), future.result())
+            self._addresses_expiry = self._loop.call_later(
+                _ADDRESSES_KEPT, self._engine.forget, AddressesQuery()
+            )
+            waiting, self._gathering = self._gathering, []
+            for callback in waiting:
+                callback()
+
+        self._loop.run_in_executor(None, gather).add_done_callback(gathered)
+
+    def _follow(self, query: model.Query) -> _Followed:
         followed = self._followed[query] = _Followed(query, asked_at=self._loop.time())
 
         def hand_over(known: Known) -> None:
@@ -153,7 +190,7 @@ class Follower:
             else:
                 log.info("the catalogue answers")
 
-    def _reject(self, query: Query) -> None:
+    def _reject(self, query: model.Query) -> None:
         """Keep in mind for a while that the catalogue will not answer *query*, but free its watch."""
         self._followed.pop(query).unsubscribe()
         while len(self._rejected) >= _MAX_REJECTED:
@@ -167,7 +204,7 @@ class Follower:
 
         self._rejected[query] = self._loop.call_later(_REJECTED_KEPT, forget)
 
-    def _expire(self, query: Query, fact: Fact) -> None:
+    def _expire(self, query: model.Query, fact: Fact) -> None:
         """Stop telling what nobody could confirm for ``max_stale`` seconds."""
         self._engine.learn(query, Fact(None, stale=True, why=fact.why, timed_out=fact.timed_out))
 
@@ -183,7 +220,7 @@ class Follower:
                 self._unfollow(query)
         self._sweeper = self._loop.call_later(self._idle / _SWEEPS_PER_IDLE, self._sweep)
 
-    def _unfollow(self, query: Query) -> None:
+    def _unfollow(self, query: model.Query) -> None:
         followed = self._followed.pop(query)
         if followed.expiry is not None:
             followed.expiry.cancel()
@@ -191,7 +228,7 @@ class Follower:
         self._engine.forget(query)
 
     @staticmethod
-    def _is_stranger(query: Query) -> bool:
+    def _is_stranger(query: model.Query) -> bool:
         return isinstance(query, NamesQuery | NodesQuery) and query.dc is not None
 
     def _strangers(self) -> int:
@@ -204,7 +241,7 @@ class Follower:
         )
 
 
-def _to_fact(query: Query, known: Known) -> Fact:
+def _to_fact(query: model.Query, known: Known) -> Fact:
     if isinstance(known.error, RequestRejected) and known.value is None:
         # Consul finds fault with the question itself: there is no such data centre, so nothing is in it.
         return Fact(digest(query, {} if isinstance(query, NamesQuery) else ()))

@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import ip_address
 from random import Random
 from types import TracebackType
@@ -35,6 +35,7 @@ from discovery.errors import ConfigurationError
 from resolver import wire
 from resolver.config import Endpoint, Settings, SystemUpstreams, without
 from resolver.engine import Answer, Drop, Engine, Forward, LookUp, Transport
+from resolver.facts import AliasQuery, Fact
 from resolver.follow import Follower
 from resolver.forward import Forwarder, NoUpstream, Upstream, UpstreamTimeout
 
@@ -50,6 +51,9 @@ _RECEIVE_BUFFER: Final = 4 << 20
 which another thread may hold the interpreter."""
 _MAX_WAITING: Final = 10_000
 """Requests that may wait for catalogue or upstreams; more would be answered too late to be of use."""
+_ALIAS_FAILURE_KEPT: Final = 5.0
+"""Seconds for which nothing is known about a host name that no upstream resolved (RFC 2308 section 7: at most
+five minutes); asking for each question anew would make each wait."""
 _TCP_PIPELINE: Final = 128
 """Requests of one connection that may wait for answers; then it is not read from until some are given."""
 _START_TIMEOUT: Final = 10.0  # s for the thread to come up
@@ -262,9 +266,7 @@ class _Service:
                 self._look_up(look_up, packet, transport, send, deadline)
             case Forward() as forward:
                 self._waiting += 1
-                task = self._loop.create_task(self._forward(forward, send))
-                self._tasks.add(task)
-                task.add_done_callback(self._forwarded)
+                self._spawn(self._forward(forward, send))
             case Drop():
                 return False
         return True
@@ -294,7 +296,23 @@ class _Service:
                 send(self._engine.fail(look_up.query, why, timed_out=True).reply)
 
         timer = self._loop.call_at(deadline, give_up)
-        self._follower.when_known(look_up.need, known)
+        if isinstance(look_up.need, AliasQuery):
+            self._spawn(self._chase(look_up.need, known))
+        else:
+            self._follower.when_known(look_up.need, known)
+
+    async def _chase(self, alias: AliasQuery, known: Callable[[], None]) -> None:
+        """Learn from an upstream what a host name of the catalogue resolves to."""
+        lifetime: float
+        try:
+            fact, lifetime = (await self._forwarder.ask(alias.to_query())).to_fact()
+        except (NoUpstream, UpstreamTimeout) as exc:
+            # The name itself can still be told; who asked may know somebody who resolves it.
+            log.debug("the alias %s is not resolved: %s", wire.name_to_text(alias.name), exc)
+            fact, lifetime = Fact(()), _ALIAS_FAILURE_KEPT
+        self._engine.learn(alias, fact)
+        self._loop.call_later(lifetime, self._engine.forget, alias)
+        known()
 
     async def _forward(self, forward: Forward, send: Send) -> None:
         try:
@@ -310,10 +328,13 @@ class _Service:
         else:
             self._engine.keep(forward.query, relayed)
             send(self._engine.relay(forward, relayed).reply)
+        finally:
+            self._waiting -= 1
 
-    def _forwarded(self, task: asyncio.Task[None]) -> None:
-        self._waiting -= 1
-        self._tasks.discard(task)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
 
     def _tick(self) -> None:
         self._engine.tick()

@@ -134,6 +134,11 @@ class Query:
     plain: bool
     """The packet is header, question and at most an OPT without options; nothing else varies in it."""
 
+    @classmethod
+    def of(cls, name: Name, qtype: int) -> Query:
+        """Return the query that a client without EDNS would make."""
+        return cls(0, RD, name_to_wire(name) + _TWO_WORDS.pack(qtype, IN), name, qtype, IN, None, plain=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

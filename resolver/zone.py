@@ -1,12 +1,12 @@
 """Consul's DNS rules: a question and what is known of the catalogue -> records.
 
     resolve(question, facts, settings) ──> Found      records, or the proof that there are none
-                                       ├─> Need       a catalogue question to ask first
+                                       ├─> Need       a question to ask first, of the catalogue or an upstream
                                        ├─> Unknown    the catalogue cannot be asked, and nothing is known
                                        └─> None       not ours: forward it
 
 Laws:
-- Pure. ``facts`` is a mapping from catalogue questions to what is known; nothing here waits.
+- Pure. ``facts`` is a mapping from questions to what is known; nothing here waits.
 - What is stale may confirm, never deny: without a fresh word from the catalogue a name is at worst unknown
   (SERVFAIL), because a wrong NXDOMAIN makes a client give up on a service that runs.
 - An existing name answers every type: NODATA, never NXDOMAIN, or musl fails the whole lookup when AAAA is
@@ -20,44 +20,30 @@ would harm a client.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 from typing import Any, Final
 
-from discovery.model import (
-    NamesQuery,
-    Node,
-    NodesQuery,
-    Query,
-    ServiceEntry,
-    ServiceName,
-    ServiceQuery,
-)
+from discovery.model import NamesQuery, Node, NodesQuery, ServiceEntry, ServiceName, ServiceQuery
 from discovery.names import fold
-from resolver import wire
-from resolver.wire import Malformed, Name, name_to_text, name_to_wire
+from resolver import records, wire
+from resolver.facts import AddressesQuery, AliasQuery, Fact, Facts, Nodes, Query
+from resolver.records import Choice, Found, Record, Soa, host_record, pointer
+from resolver.special import address_of_reverse, special
+from resolver.wire import Malformed, Name, name_from_text, name_to_text, name_to_wire
 
-__all__ = ["Choice", "Fact", "Found", "Need", "Record", "Soa", "Unknown", "ZoneSettings", "digest", "resolve"]
+__all__ = ["Need", "Outcome", "Unknown", "ZoneSettings", "resolve"]
 
 _CONSUL: Final = Name((b"consul",))
 _NO_TTLS: Final[Mapping[str, float]] = MappingProxyType({})
 _KEYWORDS: Final = frozenset({"service", "connect", "ingress", "virtual", "node", "query", "addr"})
-_LOCALHOST_TTL: Final = 86_400  # s; it never changes
-_SPECIAL_NEGATIVE_TTL: Final = 10_800  # s; these names will never exist (as unbound answers them)
-_REFUSED_TYPES: Final = frozenset({wire.AXFR, wire.IXFR})
-_FIXED_PRIORITY: Final = 1  # of SRV records: Consul has no notion of backup instances
-
-
-@dataclass(frozen=True, slots=True)
-class Soa:
-    """The zone's SOA timers in seconds (Consul: ``dns_config.soa``)."""
-
-    refresh: int = 3600
-    retry: int = 600
-    expire: int = 86_400
-    min_ttl: int = 0
-    """How long a negative answer may be kept. 0: a service is reachable the moment it is registered."""
+_TRANSFERS: Final = frozenset({wire.AXFR, wire.IXFR})
+_ALIASED: Final = frozenset({wire.A, wire.AAAA, wire.ANY, wire.CNAME})
+"""Types that are answered with a CNAME where an instance's address is a name."""
+_SERVERS: Final = ServiceQuery(ServiceName("consul"))
+_MAX_SERVERS: Final = 3  # Consul: more in NS answers help nobody
+_MAX_ALIAS_RECORDS: Final = 5  # Consul: of what a host name resolves to
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,7 @@ class ZoneSettings:
     service_ttl: Mapping[str, float] = field(default_factory=lambda: _NO_TTLS)
     """Seconds by service name, by ``prefix*``, or ``*`` for all others; 0 without any."""
     node_ttl: int = 0
-    soa: Soa = Soa()
+    soa: Soa = field(default_factory=Soa)
     only_passing: bool = False
     """Leave out instances in warning state too."""
     a_record_limit: int = 0
@@ -83,60 +69,8 @@ class ZoneSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
-    """What is known about one catalogue question."""
-
-    value: Any = None
-    """As ``digest`` makes it; None: nothing was ever learned."""
-    stale: bool = False
-    """The catalogue could not be asked whether this is still so."""
-    why: str = ""
-    """What went wrong when it was asked last."""
-    timed_out: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One resource record; the data is in wire form."""
-
-    owner: Name
-    type: int
-    ttl: int
-    data: bytes
-    target: bytes = b""
-    """The domain name that ``data`` ends with, if it does: later owners may point at it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What one instance contributes to an answer; rotation and limits take it or leave it as a whole."""
-
-    answer: tuple[Record, ...]
-    additional: tuple[Record, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The answer, or an empty one with the SOA that proves it (RFC 2308)."""
-
-    rcode: int = wire.NOERROR
-    choices: tuple[Choice, ...] = ()
-    authority: tuple[Record, ...] = ()
-    limit: int = 0
-    """At most this many choices; 0: as many as fit."""
-    uses: frozenset[Query] = frozenset()
-    """The facts behind it: when one changes, the answer is to be made anew."""
-    stale: str = ""
-    """Why some of them are stale; empty when all are fresh."""
-    lasting: bool = False
-    """It belongs to a name of the catalogue, of which there are finitely many: worth keeping prepared."""
-    left_out: tuple[tuple[ServiceEntry, str], ...] = ()
-    """The instances that are not in the answer because of their checks or tags, and why."""
-
-
-@dataclass(frozen=True, slots=True)
 class Need:
-    """A catalogue question that has to be asked first."""
+    """A question that has to be asked first."""
 
     query: Query
 
@@ -150,24 +84,7 @@ class Unknown:
     uses: frozenset[Query]
 
 
-Facts = Mapping[Query, Fact]
 Outcome = Found | Need | Unknown
-
-
-def digest(query: Query, value: Any) -> Any:
-    """Turn what the catalogue answered to *query* into what questions are asked of here.
-
-    Names become a set of folded names, nodes a mapping by folded name, instances stay as they are.
-    """
-    if value is None:
-        return None
-    match query:
-        case NamesQuery():
-            return frozenset(map(fold, value))
-        case NodesQuery():
-            return {fold(node.name): node for node in value}
-        case ServiceQuery():
-            return tuple(value)
 
 
 def resolve(query: wire.Query, facts: Facts, settings: ZoneSettings, serial: int) -> Outcome | None:
@@ -177,56 +94,17 @@ def resolve(query: wire.Query, facts: Facts, settings: ZoneSettings, serial: int
         serial: of the SOA; seconds since 1970, as Consul's.
     """
     labels = tuple(label.lower() for label in query.name)
-    for domain in filter(None, (settings.domain, settings.alt_domain)):
-        if labels[-len(domain) :] == tuple(label.lower() for label in domain):
-            inside = _Zone(query, facts, settings, serial, domain)
-            return inside.answer(labels[: -len(domain)])
-    return _special(query, labels, serial)
-
-
-# --- names that have one meaning everywhere -------------------------------------------------------------
-
-
-def _special(query: wire.Query, labels: tuple[bytes, ...], serial: int) -> Found | None:
-    """Answer the names that must not leave this host, as they mean nothing elsewhere."""
-    match labels[-1:]:
-        case (b"localhost",):  # RFC 6761 section 6.3: always loopback, no search elsewhere
-            address = {wire.A: "127.0.0.1", wire.AAAA: "::1"}.get(query.type)
-            if address:
-                record = Record(query.name, query.type, _LOCALHOST_TTL, ip_address(address).packed)
-                return Found(choices=(Choice((record,)),))
-            rcode = wire.NOERROR
-        case (b"invalid",) | (b"onion",):  # RFC 6761 section 6.4, RFC 7686 section 2 (4)
-            rcode = wire.NXDOMAIN
-        case _:
-            return None
-    top = Name(query.name[-1:])
-    soa = _soa_record(top, Name((b"localhost",)), Soa(min_ttl=_SPECIAL_NEGATIVE_TTL), serial)
-    return Found(rcode, authority=(soa,))
-
-
-def _soa_record(zone: Name, server: Name, soa: Soa, serial: int) -> Record:
-    timers = (serial & 0xFFFFFFFF, soa.refresh, soa.retry, soa.expire, soa.min_ttl)
-    data = (
-        name_to_wire(server)
-        + name_to_wire(Name((b"hostmaster", *zone)))
-        + b"".join(number.to_bytes(4) for number in timers)
-    )
-    # RFC 2308 section 3: the TTL of a negative answer is the lesser of SOA TTL and MINIMUM; here they agree.
-    return Record(zone, wire.SOA, soa.min_ttl, data)
-
-
-# --- which instances -----------------------------------------------------------------------------------
-
-
-def service_and_tag(parts: tuple[str, ...]) -> tuple[str, str]:
-    """Split what stands left of the keyword into the service's name and the tag to filter by, if any."""
-    match parts:
-        case (service, proto) if service.startswith("_") and proto.startswith("_"):
-            # RFC 2782 notation. ``_tcp`` is what everybody writes, so Consul takes it for no filter.
-            return service[1:], "" if proto == "_tcp" else proto[1:]
-    # Consul: all labels left of the name, dots and all, are one tag.
-    return parts[-1], ".".join(parts[:-1])
+    try:
+        for domain in filter(None, (settings.domain, settings.alt_domain)):
+            if labels[-len(domain) :] == tuple(label.lower() for label in domain):
+                return _Zone(query, facts, settings, serial, domain).answer(labels[: -len(domain)])
+        if address := address_of_reverse(labels):
+            reverse = _Zone(query, facts, settings, serial, settings.domain).reverse(address)
+            if reverse is not None:
+                return reverse
+    except _Ends as early:
+        return early.outcome
+    return special(query, labels, serial)
 
 
 def rejection(entry: ServiceEntry, tag: str, settings: ZoneSettings) -> str:
@@ -246,7 +124,21 @@ def rejection(entry: ServiceEntry, tag: str, settings: ZoneSettings) -> str:
     return ""
 
 
-# --- our zone ------------------------------------------------------------------------------------------
+def _service_and_tag(parts: tuple[str, ...]) -> tuple[str, str]:
+    """Split what stands left of the keyword into the service's name and the tag to filter by, if any."""
+    match parts:
+        case (service, proto) if service.startswith("_") and proto.startswith("_"):
+            # RFC 2782 notation. ``_tcp`` is what everybody writes, so Consul takes it for no filter.
+            return service[1:], "" if proto == "_tcp" else proto[1:]
+    # Consul: all labels left of the name, dots and all, are one tag.
+    return parts[-1], ".".join(parts[:-1])
+
+
+class _Ends(Exception):
+    """The answer is settled in the middle of making it. Never leaves this module."""
+
+    def __init__(self, outcome: Need | Unknown) -> None:
+        self.outcome = outcome
 
 
 @dataclass(slots=True)
@@ -260,20 +152,24 @@ class _Zone:
     domain: Name
     """The domain asked under. Unlike Consul 1.8, targets are given under it too: a client that knows only the
     alternative domain could not resolve others."""
+    chased: dict[AliasQuery, tuple[Record, ...]] = field(default_factory=dict)
+    """What aliases met on the way resolve to. One that is met again while it is being resolved, a loop, has
+    nothing: and none is resolved twice, however many lead to it."""
     uses: set[Query] = field(default_factory=set)
-    stale: str = ""
+    stale: Fact | None = None
+    """The first stale fact that was used."""
     left_out: list[tuple[ServiceEntry, str]] = field(default_factory=list)
 
-    def answer(self, labels: tuple[bytes, ...]) -> Outcome:
+    def answer(self, labels: tuple[bytes, ...]) -> Found:
         """Find the rule for the name; *labels* are folded and stripped of the domain."""
-        if self.query.type in _REFUSED_TYPES:
+        if self.query.type in _TRANSFERS:
             return Found(wire.NOTIMP)
+        if self.query.type in (wire.SOA, wire.NS):
+            return self.apex(lasting=not labels)
         try:
             texts = tuple(map(_to_text, labels))
         except Malformed:  # no name of the catalogue can be meant
             return self.nothing()
-        if self.query.type == wire.SOA:
-            return Found(choices=(Choice((self.soa(),)),), lasting=not labels)
 
         # Consul: the first keyword from the right decides, so ``node.service.consul`` is a service "node" and
         # ``web.service.node.consul`` is a node "web.service".
@@ -288,12 +184,14 @@ class _Zone:
             return self.empty()
         return self.nothing()
 
-    def keyword(self, keyword: str, parts: tuple[str, ...], suffixes: tuple[str, ...]) -> Outcome:
+    def keyword(self, keyword: str, parts: tuple[str, ...], suffixes: tuple[str, ...]) -> Found:
         """Answer ``<parts>.<keyword>.<suffixes>``."""
-        match suffixes:
-            case ():
+        match keyword, suffixes:
+            case "addr", _:  # the address says it all; Consul does not look at what follows
+                return self.address(parts)
+            case _, ():
                 dc = None
-            case (name,) | (name, "dc"):  # newer releases take ``.D.dc``; 1.8 knew only ``.D``
+            case _, (name,) | (name, "dc"):  # newer releases take ``.D.dc``; 1.8 knew only ``.D``
                 dc = None if name == fold(self.own_dc()) else name
             case _:
                 return self.nothing()
@@ -304,82 +202,90 @@ class _Zone:
                 return self.service(parts, dc)
             case "node":
                 return self.node(".".join(parts), dc)
-            case "addr":
-                return self.address(parts)
             case _:  # connect, ingress, virtual, query: this catalogue has none of them
                 return self.nothing()
 
     # The kinds of name ------------------------------------------------------------------------------------
 
-    def service(self, parts: tuple[str, ...], dc: str | None) -> Outcome:
+    def apex(self, *, lasting: bool) -> Found:
+        """SOA and NS: whatever the name, those of the zone, with the Consul servers as its name servers."""
+        servers = self.servers()
+        if self.query.type == wire.NS:
+            if not servers:
+                return self.empty(lasting=lasting)
+            return self.end(choices=servers, limit=_MAX_SERVERS, lasting=lasting)
+        servers = servers[:_MAX_SERVERS]
+        choice = Choice((self.soa(),), tuple(glue for server in servers for glue in server.additional))
+        authority = tuple(record for server in servers for record in server.answer)
+        return self.end(choices=(choice,), authority=authority, lasting=lasting)
+
+    def servers(self) -> tuple[Choice, ...]:
+        """The NS records of the zone with their addresses."""
+        try:
+            if _SERVERS not in self.facts and _SERVERS.name not in self.know(NamesQuery()):
+                return ()  # the embedded agent has no servers
+            entries = self.know(_SERVERS)
+        except _Ends as early:
+            if isinstance(early.outcome, Need):
+                raise
+            return ()
+        ttl = self.settings.node_ttl
+        choices = []
+        for entry in entries:
+            name = self.node_name(entry.node)
+            if name is not None and not rejection(entry, "", self.settings):
+                glue = host_record(name, entry.node.address, ttl)
+                choices.append(Choice((pointer(self.domain, wire.NS, ttl, name),), (glue,) if glue else ()))
+        return tuple(choices)
+
+    def service(self, parts: tuple[str, ...], dc: str | None) -> Found:
         """``[tag.]name.service`` and RFC 2782's ``_name._proto.service``."""
-        name, tag = service_and_tag(parts)
+        name, tag = _service_and_tag(parts)
         query = ServiceQuery(ServiceName(name), dc)
-        fact = self.facts.get(query)
-        if fact is None:
-            return self.unfollowed(query)
-        self.use(query, fact)
-        if fact.value is None:
-            return self.unknown(fact)
+        # A name that is not followed yet has to be in the list of names: random ones start no watch. One that
+        # is followed is believed more than the list, since either may be heard of first.
+        if query not in self.facts and name not in self.know(NamesQuery(dc)):
+            return self.nothing()
         entries = []
-        for entry in fact.value:
+        for entry in self.know(query):
             if why := rejection(entry, tag, self.settings):
                 self.left_out.append((entry, why))
             else:
                 entries.append(entry)
         if not entries:
-            return self.unknown(fact) if fact.stale else self.nothing()
+            return self.nothing()
         return self.instances(entries, self.service_ttl(name), remote=dc is not None)
 
-    def unfollowed(self, query: ServiceQuery) -> Outcome:
-        """Decide by the list of names whether *query* is worth asking: a flood of random names is not."""
-        names = NamesQuery(query.dc)
-        fact = self.facts.get(names)
-        if fact is None:
-            return Need(names)
-        if fact.value is not None and query.name in fact.value:
-            return Need(query)
-        self.use(names, fact)
-        return self.unknown(fact) if fact.stale or fact.value is None else self.nothing()
-
-    def node(self, name: str, dc: str | None) -> Outcome:
+    def node(self, name: str, dc: str | None) -> Found:
         """``name.node``: the node's address whatever its health, and its meta."""
-        query = NodesQuery(dc)
-        fact = self.facts.get(query)
-        if fact is None:
-            return Need(query)
-        self.use(query, fact)
-        if fact.value is None:
-            return self.unknown(fact)
-        node = fact.value.get(name)
+        nodes: Nodes = self.know(NodesQuery(dc))
+        node = nodes.by_name.get(name)
         if node is None:
-            return self.unknown(fact) if fact.stale else self.nothing()
-        ttl = self.settings.node_ttl
+            return self.nothing()
+        ttl, owner = self.settings.node_ttl, self.query.name
         host = self.node_address(node, self.query.type, remote=dc is not None)
-        addresses = self.host_records(self.query.name, host, ttl)
-        meta = self.meta_records(self.query.name, node, ttl)
-        additional: tuple[Record, ...]
+        address = self.address_records(owner, host, ttl)
+        meta = records.meta_records(owner, node, ttl)
+        additional: tuple[Record, ...] = ()
         match self.query.type:
             case wire.TXT:
-                answer, additional = meta, ()
+                answer = meta
             case wire.ANY:
-                answer, additional = (*addresses, *meta), ()
+                answer = (*address, *meta)
             case _:
-                answer = tuple(r for r in addresses if r.type in (self.query.type, wire.CNAME))
+                answer = address
                 additional = meta if self.settings.node_meta_txt and answer else ()
-        if not answer:
-            return self.empty(lasting=True)
         return self.found((Choice(answer, additional),))
 
-    def address(self, parts: tuple[str, ...]) -> Outcome:
+    def address(self, parts: tuple[str, ...]) -> Found:
         """``<hex>.addr``: the address that the name itself spells."""
-        if len(parts) != 1:
-            return self.nothing()
+        if not parts:
+            return self.empty()  # as in ``keyword``
         try:
             packed = bytes.fromhex(parts[0])
         except ValueError:
             return self.nothing()
-        if len(packed) not in (4, 16) or len(parts[0]) != 2 * len(packed):
+        if len(parts) != 1 or len(packed) not in (4, 16) or len(parts[0]) != 2 * len(packed):
             return self.nothing()
         rtype = wire.A if len(packed) == 4 else wire.AAAA
         if self.query.type not in (rtype, wire.ANY):
@@ -387,30 +293,57 @@ class _Zone:
             return self.empty()
         return Found(choices=(Choice((Record(self.query.name, rtype, self.settings.node_ttl, packed),)),))
 
-    def instances(self, entries: Iterable[ServiceEntry], ttl: int, *, remote: bool) -> Outcome:
+    def reverse(self, address: str) -> Found | None:
+        """PTR: the node with *address*, else the service; None when the catalogue has neither."""
+        # Others may know the name when the catalogue cannot be asked: that is no reason for SERVFAIL.
+        nodes = self.facts.get(NodesQuery())
+        if nodes is None:
+            raise _Ends(Need(NodesQuery()))
+        if nodes.value is None:
+            return None
+        self.use(NodesQuery(), nodes)
+        node = nodes.value.by_address.get(address)
+        if node is not None:
+            target = self.node_name(node)
+        else:
+            services = self.facts.get(AddressesQuery())
+            if services is None:
+                raise _Ends(Need(AddressesQuery()))
+            self.use(AddressesQuery(), services)
+            entry = (services.value or {}).get(address)
+            if entry is None:
+                return None
+            target = self.service_name(entry)
+        if target is None:
+            return None
+        if self.query.type not in (wire.PTR, wire.ANY):
+            return self.empty()
+        return self.end(choices=(Choice((pointer(self.query.name, wire.PTR, 0, target),)),))
+
+    def instances(self, entries: Iterable[ServiceEntry], ttl: int, *, remote: bool) -> Found:
         """One choice per distinct address, or per distinct (node, address, port) for SRV."""
         choices: dict[object, Choice] = {}
-        aliases: dict[object, Choice] = {}
-        limit = self.settings.a_record_limit
+        aliases: dict[str, str] = {}
         for entry in entries:
+            own, host, port = self.entry_address(entry, self.query.type, remote=remote)
             if self.query.type == wire.SRV:
-                own, host, port = self.entry_address(entry, wire.SRV, remote=remote)
                 key: object = (entry.node.name, host, port)
                 if key not in choices:
                     choices[key] = self.srv(entry, host, port, ttl, own=own)
-                limit = 0  # Consul: a_record_limit does not apply
-            else:
-                _, host, _ = self.entry_address(entry, self.query.type, remote=remote)
-                for record in self.host_records(self.query.name, host, ttl):
-                    if record.type == wire.CNAME:
-                        aliases[record.data] = Choice((record,))
-                    elif self.query.type in (record.type, wire.ANY):
-                        choices[record.data] = Choice((record,))
-        if not choices and aliases and self.query.type in (wire.A, wire.AAAA, wire.ANY, wire.CNAME):
+                continue
+            record = host_record(self.query.name, host, ttl)
+            if record is None:
+                continue
+            if record.type == wire.CNAME:
+                aliases[fold(host)] = host
+            elif self.query.type in (record.type, wire.ANY):
+                choices[record.data] = Choice((record,))
+        if aliases and not choices:
             # A name has one CNAME or none, and nothing beside it (RFC 1034 section 3.6.2).
-            return self.found(tuple(aliases.values()), limit=1)
-        if not choices:
-            return self.empty(lasting=self.query.type in wire.KNOWN_TYPES)
+            chains = [self.address_records(self.query.name, host, ttl) for host in aliases.values()]
+            return self.found(tuple(map(Choice, chains)), limit=1)
+        # Consul: a_record_limit is not for SRV.
+        limit = 0 if self.query.type == wire.SRV else self.settings.a_record_limit
         return self.found(tuple(choices.values()), limit=limit)
 
     def srv(self, entry: ServiceEntry, host: str, port: int, ttl: int, *, own: bool) -> Choice:
@@ -419,56 +352,45 @@ class _Zone:
         Args:
             own: *host* is the instance's own address; else its node's, which is then the target.
         """
-        node, dc = entry.node, (entry.node.dc or self.own_dc()).encode()
+        node_name = self.node_name(entry.node)
         try:
             address: IPv4Address | IPv6Address | None = ip_address(host)
         except ValueError:
             address = None
-        try:
-            node_name: Name | None = Name((*wire.name_from_text(node.name), b"node", dc, *self.domain))
-        except Malformed:  # DNS cannot carry the node's name; the address alone still can be told
-            node_name = None
+        additional: tuple[Record, ...] = ()
         if address is None:
             try:
-                target = wire.name_from_text(host)  # somebody else's name: they resolve it
+                target = name_from_text(host)  # somebody else's name
             except Malformed:
                 return Choice(())
-        elif own or node_name is None:
-            target = Name((address.packed.hex().encode(), b"addr", dc, *self.domain))
+            additional = self.chase(target, wire.A, ttl)
         else:
-            target = node_name
-        additional: tuple[Record, ...] = ()
-        if address is not None:
+            if own or node_name is None:
+                dc = (entry.node.dc or self.own_dc()).encode()
+                target = Name((address.packed.hex().encode(), b"addr", dc, *self.domain))
+            else:
+                target = node_name
             rtype = wire.A if address.version == 4 else wire.AAAA
             additional = (Record(target, rtype, ttl, address.packed),)
-        if self.settings.node_meta_txt and node_name is not None:
-            additional += self.meta_records(node_name, node, ttl)
-        # RFC 2782: the target is not compressed, and weight 0 is legal.
-        encoded = name_to_wire(target)
-        data = b"".join(number.to_bytes(2) for number in (_FIXED_PRIORITY, entry.weight, port)) + encoded
-        return Choice((Record(self.query.name, wire.SRV, ttl, data, target=encoded),), additional)
+        if self.settings.node_meta_txt and node_name is not None and address is not None:
+            additional += records.meta_records(node_name, entry.node, ttl)
+        return Choice((records.srv(self.query.name, ttl, entry.weight, port, target),), additional)
 
-    # The rules behind them --------------------------------------------------------------------------------
-
-    def service_ttl(self, name: str) -> int:
-        """Consul: the exact name, then the longest ``prefix*``."""
-        ttls = self.settings.service_ttl
-        if name in ttls:
-            return int(ttls[name])
-        prefixes = [key[:-1] for key in ttls if key.endswith("*") and name.startswith(key[:-1])]
-        return int(ttls[max(prefixes, key=len) + "*"]) if prefixes else 0
+    # Addresses --------------------------------------------------------------------------------------------
 
     def entry_address(self, entry: ServiceEntry, qtype: int, *, remote: bool) -> tuple[bool, str, int]:
         """Where one instance is: (has an address of its own, host, port)."""
-        port = entry.port
-        host = entry.address
+        host, port = entry.address, entry.port
         if remote and self.settings.translate_wan_addrs and (wan := entry.tagged_addresses.get("wan")):
             port = wan.port or port
         for key in self.address_keys(qtype, remote=remote):
             if tagged := entry.tagged_addresses.get(key):
                 host = tagged.host
                 break
-        return bool(host), host or self.node_address(entry.node, qtype, remote=remote), port
+        node_host = self.node_address(entry.node, qtype, remote=remote)
+        if _same_name(host, self.query.name) and _is_address(node_host):
+            host = ""  # Consul: an instance that is its own alias is reached at its node
+        return bool(host), host or node_host, port
 
     def node_address(self, node: Node, qtype: int, *, remote: bool) -> str:
         for key in self.address_keys(qtype, remote=remote):
@@ -494,70 +416,131 @@ class _Zone:
             case _:
                 return ("lan_ipv6", "lan_ipv4")
 
-    def host_records(self, owner: Name, host: str, ttl: int) -> tuple[Record, ...]:
-        """The A or AAAA record of *host*, or a CNAME where it is a name."""
-        try:
-            address = ip_address(host)
-        except ValueError:
-            try:
-                target = name_to_wire(wire.name_from_text(host))
-            except Malformed:
+    def address_records(self, owner: Name, host: str, ttl: int) -> tuple[Record, ...]:
+        """What *host* contributes: its A or AAAA record if that was asked for, or a CNAME and its chain."""
+        record = host_record(owner, host, ttl)
+        if record is None:
+            return ()
+        if record.type == wire.CNAME:
+            if self.query.type not in _ALIASED:
                 return ()
-            return (Record(owner, wire.CNAME, ttl, target, target=target),) if len(target) > 1 else ()
-        return (Record(owner, wire.A if address.version == 4 else wire.AAAA, ttl, address.packed),)
+            # Unlike Consul, which follows with A whatever was asked.
+            follow = {wire.A: wire.A, wire.AAAA: wire.AAAA, wire.ANY: wire.A}.get(self.query.type)
+            return (record, *self.chase(name_from_text(host), follow, ttl)) if follow else (record,)
+        return (record,) if self.query.type in (record.type, wire.ANY) else ()
 
-    def meta_records(self, owner: Name, node: Node, ttl: int) -> tuple[Record, ...]:
-        """The node's meta as TXT, ``key=value`` by RFC 1464.
+    def chase(self, target: Name, qtype: int, ttl: int) -> tuple[Record, ...]:
+        """What *target* resolves to, by our own zone or by an upstream.
 
-        Consul: a key that begins with ``rfc1035-`` gives the bare value.
+        Args:
+            ttl: of the record that leads there. Consul gives it to the whole chain; here a record's own TTL
+                is the upper bound, since a chain must not outlive its last link.
         """
-        records = []
-        for key, value in sorted(node.meta.items()):
-            text = value if fold(key).startswith("rfc1035-") else f"{_escape_1464(key)}={value}"
-            raw = text.encode()
-            # RFC 1035 section 3.3.14: one or more strings of at most 255 octets.
-            pieces = [raw[at : at + 255] for at in range(0, len(raw), 255)] or [b""]
-            data = b"".join(bytes((len(piece),)) + piece for piece in pieces)
-            records.append(Record(owner, wire.TXT, ttl, data))
-        return tuple(records)
+        folded = Name(tuple(label.lower() for label in target))
+        alias = AliasQuery(folded, qtype)
+        if alias not in self.chased:
+            self.chased[alias] = ()
+            self.chased[alias] = self.chain(alias, target)[:_MAX_ALIAS_RECORDS]
+        return tuple(replace(record, ttl=min(ttl, record.ttl)) for record in self.chased[alias])
+
+    def chain(self, alias: AliasQuery, target: Name) -> tuple[Record, ...]:
+        """The records that *alias* leads to; *target* is its name in the case that was registered."""
+        for domain in filter(None, (self.settings.domain, self.settings.alt_domain)):
+            if alias.name[-len(domain) :] == tuple(label.lower() for label in domain):
+                query = replace(self.query, name=target, type=alias.type)
+                inner = replace(self, query=query, domain=domain, left_out=[])
+                found = inner.answer(alias.name[: -len(domain)])
+                self.stale = self.stale or inner.stale
+                return tuple(record for choice in found.choices for record in choice.answer)
+        known: tuple[Record, ...] = self.know(alias)
+        return known
+
+    # Names and times --------------------------------------------------------------------------------------
+
+    def node_name(self, node: Node) -> Name | None:
+        """The name of *node* in our zone; None when DNS cannot carry it."""
+        return self.name_of(node.name, "node", node.dc)
+
+    def service_name(self, entry: ServiceEntry) -> Name | None:
+        return self.name_of(entry.name, "service", entry.node.dc)
+
+    def name_of(self, what: str, kind: str, dc: str) -> Name | None:
+        try:
+            name = Name((*name_from_text(f"{what}.{kind}.{dc or self.own_dc()}"), *self.domain))
+        except Malformed:
+            return None
+        return name if len(name_to_wire(name)) <= wire.MAX_NAME_LENGTH else None
+
+    def service_ttl(self, name: str) -> int:
+        """Consul: the exact name, then the longest ``prefix*``."""
+        ttls = self.settings.service_ttl
+        if name in ttls:
+            return int(ttls[name])
+        prefixes = [key[:-1] for key in ttls if key.endswith("*") and name.startswith(key[:-1])]
+        return int(ttls[max(prefixes, key=len) + "*"]) if prefixes else 0
 
     def own_dc(self) -> str:
         """The agent's data centre: configured, else what its nodes say."""
         if self.settings.datacenter:
             return self.settings.datacenter
         fact = self.facts.get(NodesQuery())
-        nodes: Mapping[str, Node] = (fact and fact.value) or {}
-        return next((node.dc for node in nodes.values() if node.dc), "dc1")
+        return (fact.value.dc if fact is not None and fact.value is not None else "") or "dc1"
 
-    # Endings ----------------------------------------------------------------------------------------------
+    # Facts, and endings ------------------------------------------------------------------------------------
+
+    def know(self, query: Query) -> Any:
+        """Return what is known about *query*.
+
+        Raises:
+            _Ends: nothing is, because it has to be asked first or because it cannot be asked.
+        """
+        fact = self.facts.get(query)
+        if fact is None:
+            raise _Ends(Need(query))
+        self.use(query, fact)
+        if fact.value is None:
+            raise _Ends(self.unknown(fact))
+        return fact.value
 
     def use(self, query: Query, fact: Fact) -> None:
         self.uses.add(query)
-        if fact.stale:
-            self.stale = self.stale or fact.why or "the catalogue cannot be asked"
+        if fact.stale and self.stale is None:
+            self.stale = fact
 
     def found(self, choices: tuple[Choice, ...], *, limit: int = 0) -> Found:
-        return self.end(
-            choices=tuple(choice for choice in choices if choice.answer), limit=limit, lasting=True
-        )
+        """The records of an existing name; NODATA when it has none of this type."""
+        choices = tuple(choice for choice in choices if choice.answer)
+        # Types without number are an attacker's to choose; those that people use are few.
+        lasting = self.query.type in wire.KNOWN_TYPES
+        if not choices:
+            return self.empty(lasting=lasting)
+        return self.end(choices=choices, limit=limit, lasting=lasting)
 
     def empty(self, *, lasting: bool = False) -> Found:
         """NODATA: the name exists and has no such record."""
         return self.end(authority=(self.soa(),), lasting=lasting)
 
     def nothing(self) -> Found:
-        """NXDOMAIN: neither the name nor anything below it exists."""
+        """NXDOMAIN: neither the name nor anything below it exists.
+
+        Raises:
+            _Ends: that would be said on stale grounds.
+        """
+        if self.stale is not None:
+            raise _Ends(self.unknown(self.stale))
         return self.end(rcode=wire.NXDOMAIN, authority=(self.soa(),))
 
     def end(self, **fields: Any) -> Found:
-        return Found(**fields, uses=frozenset(self.uses), stale=self.stale, left_out=tuple(self.left_out))
+        stale = "" if self.stale is None else self.stale.why or "the catalogue cannot be asked"
+        return Found(**fields, uses=frozenset(self.uses), stale=stale, left_out=tuple(self.left_out))
 
     def unknown(self, fact: Fact) -> Unknown:
         why = fact.why or "the catalogue cannot be asked"
         return Unknown(why, fact.timed_out, frozenset(self.uses))
 
     def soa(self) -> Record:
-        return _soa_record(self.domain, Name((b"ns", *self.domain)), self.settings.soa, self.serial)
+        server = Name((b"ns", *self.domain))
+        return records.soa_record(self.domain, server, self.settings.soa, self.serial)
 
 
 def _to_text(label: bytes) -> str:
@@ -572,6 +555,13 @@ def _to_text(label: bytes) -> str:
     return label.decode("ascii")
 
 
-def _escape_1464(key: str) -> str:
-    """Quote what RFC 1464 section 2 says an attribute name must quote."""
-    return "".join(f"`{char}" if char in "=`" else char for char in key)
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _same_name(host: str, name: Name) -> bool:
+    return fold(host.removesuffix(".")) == fold(name_to_text(name).removesuffix("."))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from resolver import wire
 from resolver.answers import Limits, Prepared, Table, prepare, render
-from resolver.zone import Found, ZoneSettings, resolve
+from resolver.records import Found
+from resolver.zone import ZoneSettings, resolve
 from tests.resolver.world import SERIAL, entry, facts, lines, node, query
 
 EVERYTHING = Limits(size=65535, answers=0, edns=False)

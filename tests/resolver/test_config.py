@@ -19,7 +19,7 @@ from resolver.config import (
     without,
 )
 from resolver.forward import Upstream
-from resolver.zone import Soa
+from resolver.records import Soa
 
 AGENT = {
     "datacenter": "east",

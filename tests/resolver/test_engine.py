@@ -19,7 +19,8 @@ from discovery.model import NamesQuery, Query, ServiceName, ServiceQuery
 from resolver import wire
 from resolver.cache import Relayed
 from resolver.engine import Answer, AnswerSettings, Drop, Engine, Forward, LookUp, Transport
-from resolver.zone import Fact, ZoneSettings
+from resolver.facts import Fact
+from resolver.zone import ZoneSettings
 from tests.resolver.upstream import reply as upstream_reply
 from tests.resolver.world import SERIAL, entry, facts, lines, packet
 

@@ -13,8 +13,9 @@ from discovery.engine import Known
 from discovery.errors import RegistryTimeout, RegistryUnavailable, RequestRejected
 from discovery.model import NamesQuery, NodesQuery, Query, ServiceName, ServiceQuery
 from resolver.engine import Answer, AnswerSettings, Engine
+from resolver.facts import Fact
 from resolver.follow import Follower
-from resolver.zone import Fact, ZoneSettings
+from resolver.zone import ZoneSettings
 from tests.resolver.world import SERIAL, entry, packet
 
 WEB = ServiceQuery(ServiceName("web"))

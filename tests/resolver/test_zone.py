@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.model import NamesQuery, NodesQuery, ServiceName, ServiceQuery
-from resolver import wire
+from resolver import records, wire
 from resolver.answers import Limits, render
+from resolver.facts import AddressesQuery, AliasQuery, Fact
+from resolver.records import Found, Record, Soa
 from resolver.wire import Name, name_from_text
-from resolver.zone import Fact, Found, Need, Soa, Unknown, ZoneSettings, resolve
+from resolver.zone import Need, Unknown, ZoneSettings, resolve
 from tests.resolver.world import SERIAL, entry, facts, lines, node, query
 
 SETTINGS = ZoneSettings()
@@ -45,8 +47,23 @@ WEB = facts(
     entry("api", "", 9000, on=node("Host.3", "10.1.0.3", meta={"rack": "r1", "rfc1035-motd": "hi"})),
     entry("sick", "10.0.0.9", 80, status="critical"),
     entry("shaky", "10.0.0.8", 80, status="warning", weights=(5, 2)),
-    entry("ext", "www.example.test", 443),
-)
+    entry("ext", "www.Example.test", 443),
+    entry("inner", "api.service.consul", 443),
+    entry("loop", "pool.service.consul"),
+    entry("pool", "loop.service.consul"),
+    entry("self", "self.service.consul", 443),
+) | {
+    AliasQuery(name_from_text("www.example.test"), wire.A): Fact(
+        (
+            records.pointer(
+                name_from_text("www.example.test"), wire.CNAME, 60, name_from_text("w.example.test")
+            ),
+            Record(name_from_text("w.example.test"), wire.A, 60, bytes([192, 0, 2, 1])),
+        )
+    ),
+    AliasQuery(name_from_text("www.example.test"), wire.AAAA): Fact(()),
+    AddressesQuery(): Fact({"10.0.0.1": entry("web", "10.0.0.1"), "192.0.2.9": entry("pub", "192.0.2.9")}),
+}
 
 RULES = [
     # services
@@ -80,11 +97,36 @@ RULES = [
     ("v2.web.service.consul", "SRV", ["v2.web.service.consul. 0 SRV 1 1 8002 0a000002.addr.dc1.consul."]),
     ("api.service.consul", "SRV", ["api.service.consul. 0 SRV 1 1 9000 Host.3.node.dc1.consul."]),
     ("shaky.service.consul", "SRV", ["shaky.service.consul. 0 SRV 1 2 80 0a000008.addr.dc1.consul."]),
-    ("ext.service.consul", "SRV", ["ext.service.consul. 0 SRV 1 1 443 www.example.test."]),
+    ("ext.service.consul", "SRV", ["ext.service.consul. 0 SRV 1 1 443 www.Example.test."]),
     # names instead of addresses
-    ("ext.service.consul", "A", ["ext.service.consul. 0 CNAME www.example.test."]),
-    ("ext.service.consul", "AAAA", ["ext.service.consul. 0 CNAME www.example.test."]),
+    (
+        "ext.service.consul",
+        "A",
+        [
+            "ext.service.consul. 0 CNAME www.Example.test.",
+            "w.example.test. 0 A 192.0.2.1",
+            "www.example.test. 0 CNAME w.example.test.",
+        ],
+    ),
+    ("ext.service.consul", "AAAA", ["ext.service.consul. 0 CNAME www.Example.test."]),
+    ("ext.service.consul", "CNAME", ["ext.service.consul. 0 CNAME www.Example.test."]),
     ("ext.service.consul", "MX", ["NODATA"]),
+    (
+        "inner.service.consul",
+        "A",
+        ["api.service.consul. 0 A 10.1.0.3", "inner.service.consul. 0 CNAME api.service.consul."],
+    ),
+    ("inner.service.consul", "AAAA", ["inner.service.consul. 0 CNAME api.service.consul."]),
+    (
+        "loop.service.consul",
+        "A",
+        [
+            "loop.service.consul. 0 CNAME pool.service.consul.",
+            "pool.service.consul. 0 CNAME loop.service.consul.",
+        ],
+    ),
+    ("self.service.consul", "A", ["self.service.consul. 0 A 10.1.0.1"]),
+    ("self.service.consul", "SRV", ["self.service.consul. 0 SRV 1 1 443 host-1.node.dc1.consul."]),
     # nodes
     ("host-2.node.consul", "A", ["host-2.node.consul. 0 A 10.1.0.2"]),
     ("host-2.node.dc1.consul", "AAAA", ["NODATA"]),
@@ -127,6 +169,18 @@ RULES = [
     ("localhost", "MX", ["NODATA"]),
     ("a.invalid", "A", ["NXDOMAIN"]),
     ("a.onion", "A", ["NXDOMAIN"]),
+    # addresses to names
+    ("1.0.1.10.in-addr.arpa", "PTR", ["1.0.1.10.in-addr.arpa. 0 PTR host-1.node.dc1.consul."]),
+    ("3.0.1.10.in-addr.arpa", "PTR", ["3.0.1.10.in-addr.arpa. 0 PTR Host.3.node.dc1.consul."]),
+    ("1.0.0.10.in-addr.arpa", "PTR", ["1.0.0.10.in-addr.arpa. 0 PTR web.service.dc1.consul."]),
+    ("1.0.0.10.in-addr.arpa", "A", ["NODATA"]),
+    ("9.2.0.192.in-addr.arpa", "PTR", ["9.2.0.192.in-addr.arpa. 0 PTR pub.service.dc1.consul."]),
+    ("9.9.9.10.in-addr.arpa", "PTR", ["NXDOMAIN"]),  # RFC 6303: known here or nowhere
+    ("10.in-addr.arpa", "PTR", ["NODATA"]),
+    ("x.168.192.in-addr.arpa", "PTR", ["NXDOMAIN"]),
+    ("1.0.64.100.in-addr.arpa", "PTR", ["NXDOMAIN"]),
+    (".".join(["1", *["0"] * 31, "ip6", "arpa"]), "PTR", ["NODATA"]),
+    ("1.d.f.ip6.arpa", "PTR", ["NXDOMAIN"]),
 ]
 
 
@@ -139,13 +193,81 @@ def test_any_gives_both_families() -> None:
     assert [line.split()[2] for line in answer("web.service.consul", "ANY", WEB)] == ["A", "A", "AAAA"]
 
 
+SERVERS = facts(
+    *(entry("consul", "", 8300, on=node(f"server-{i}", f"10.9.0.{i}")) for i in range(5)),
+    entry("consul", "", 8300, on=node("down", "10.9.0.9"), status="critical"),
+)
+
+
+@pytest.mark.parametrize("name", ["consul", "nope.service.consul", "a.b.c.consul"])
+def test_the_zone_has_the_consul_servers_as_its_name_servers(name: str) -> None:
+    ns = reply(name, "NS", SERVERS)
+    assert len(lines(ns.answer)) == len(lines(ns.additional)) == 3  # Consul: at most three
+    assert all(line.startswith("consul. 0 NS server-") for line in lines(ns.answer))
+    soa = reply(name, "SOA", SERVERS)
+    assert [line.split()[2] for line in lines(soa.answer)] == ["SOA"]
+    assert len(lines(soa.authority)) == len(lines(soa.additional)) == 3
+
+
+def test_without_servers_the_zone_has_an_soa_and_no_ns() -> None:
+    assert answer("consul", "NS", WEB) == ["NODATA"]
+    assert not reply("consul", "SOA", WEB).authority
+
+
+def test_questions_for_the_apex_of_random_names_are_not_kept_for_long() -> None:
+    for qtype in ("NS", "SOA"):
+        found = resolve(query("random.consul", qtype), SERVERS, SETTINGS, SERIAL)
+        assert isinstance(found, Found)
+        assert not found.lasting
+
+
+def test_a_chain_is_not_told_for_longer_than_its_links_live() -> None:
+    """Consul gives the service's TTL to all of it."""
+    settings = ZoneSettings(service_ttl={"ext": 100})
+    assert [line.split()[1] for line in answer("ext.service.consul", "A", WEB, settings)] == [
+        "100",
+        "60",
+        "60",
+    ]
+
+
+def test_srv_brings_what_a_host_name_resolves_to() -> None:
+    message = reply("ext.service.consul", "SRV", WEB)
+    assert [line.split()[2] for line in lines(message.additional)] == ["A", "CNAME"]
+
+
+def test_what_a_host_name_resolves_to_is_asked_for_first() -> None:
+    known = facts(entry("ext", "WWW.example.test"))
+    alias = AliasQuery(name_from_text("www.example.test"), wire.AAAA)
+    assert resolve(query("ext.service.consul", "AAAA"), known, SETTINGS, SERIAL) == Need(alias)
+
+
+def test_addresses_of_services_are_gathered_first_and_their_absence_is_no_failure() -> None:
+    known = facts(entry("web"))
+    assert resolve(query("1.1.1.1.in-addr.arpa", "PTR"), known, SETTINGS, SERIAL) == Need(AddressesQuery())
+    known[AddressesQuery()] = Fact(None, stale=True, why="down")
+    assert resolve(query("1.1.1.1.in-addr.arpa", "PTR"), known, SETTINGS, SERIAL) is None
+    known[NodesQuery()] = Fact(None, stale=True, why="down")
+    assert resolve(query("1.1.1.1.in-addr.arpa", "PTR"), known, SETTINGS, SERIAL) is None
+
+
 def test_zone_transfers_are_not_implemented() -> None:
     found = resolve(query("consul", "AXFR"), WEB, SETTINGS, SERIAL)
     assert isinstance(found, Found)
     assert found.rcode == wire.NOTIMP
 
 
-@pytest.mark.parametrize("name", ["www.example.test", "consul.example.test", ".", "10.in-addr.arpa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "www.example.test",
+        "consul.example.test",
+        ".",
+        "1.1.1.1.in-addr.arpa",
+        "in-addr.arpa",
+        "172.in-addr.arpa",
+    ],
+)
 def test_other_names_are_not_ours(name: str) -> None:
     assert resolve(query(name), WEB, SETTINGS, SERIAL) is None
 
@@ -190,7 +312,14 @@ def test_equal_records_appear_once() -> None:
 def test_addresses_win_over_aliases_and_of_aliases_one_is_given() -> None:
     both = facts(entry("web", "10.0.0.1"), entry("web", "a.example.test"))
     assert answer("web.service.consul", "A", both) == ["web.service.consul. 0 A 10.0.0.1"]
-    aliases = facts(entry("web", "a.example.test"), entry("web", "b.example.test"))
+    aliases = facts(
+        entry("web", "a.example.test"), entry("web", "b.example.test"), entry("web", "A.example.test")
+    )
+    for name in "ab":
+        aliases[AliasQuery(name_from_text(f"{name}.example.test"), wire.A)] = Fact(())
+    found = resolve(query("web.service.consul"), aliases, SETTINGS, SERIAL)
+    assert isinstance(found, Found)
+    assert len(found.choices) == 2
     assert len(answer("web.service.consul", "A", aliases)) == 1
 
 

@@ -26,7 +26,7 @@ from discovery.model import (
     Weights,
 )
 from resolver import wire
-from resolver.zone import Fact, digest
+from resolver.facts import Fact, digest
 
 SERIAL = 1_700_000_000
 
