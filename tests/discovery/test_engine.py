@@ -765,7 +765,7 @@ def test_queries_of_every_kind_are_followed(engine, catalogue):
 # --- fork ----------------------------------------------------------------------------------------------
 
 FORKS = """
-    import os, threading
+    import faulthandler, os, threading
     from discovery.config import Config
     from discovery.engine import Engine
     from tests.discovery.fake import FakeCatalogue, Heard, entry, service
@@ -782,6 +782,7 @@ FORKS = """
     heard.value(ONE)
 
     def child(scenario):
+        faulthandler.dump_traceback_later(30, exit=True)  # nobody else would end a child that hangs
         catalogue._changed = threading.Condition()  # the fake's own; another thread may have held it
         assert threading.active_count() == 1
         scenario()

@@ -288,12 +288,13 @@ def test_closing_the_client_deregisters_what_it_registered(agent, client, agents
 
 
 FORKS = """
-    import os, sys
+    import faulthandler, os, sys
     import discovery
 
     discovery.register("web", port=8080, service_id="parents")
     pid = os.fork()
     if pid == 0:
+        faulthandler.dump_traceback_later(30, exit=True)  # nobody else would end a child that hangs
         with discovery.Client() as own:
             own.register("web", port=8081, service_id="childs")
             assert len(own.wait_for("web", min_instances=2)) == 2

@@ -654,7 +654,7 @@ def test_a_failed_call_leaves_the_pool_usable():
 # --- fork ----------------------------------------------------------------------------------------------
 
 FORKS = """
-    import os, sys, threading
+    import faulthandler, os, sys, threading
     from discovery.backends.consul.codec import request
     from discovery.backends.consul.transport import Connection, Pool
     from discovery.config import ConsulConfig
@@ -676,6 +676,7 @@ FORKS = """
     assert sockets() == 2, sockets()
     child = os.fork()
     if child == 0:
+        faulthandler.dump_traceback_later(30, exit=True)  # nobody else would end a child that hangs
         status = 1
         try:
             assert sockets() == 0, f"the child has {sockets()} of its parent's sockets"
