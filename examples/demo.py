@@ -193,6 +193,11 @@ def usable_docker() -> tuple[str | None, str]:
         asked = subprocess.run([docker, "version"], capture_output=True, text=True, timeout=10, check=False)
         if asked.returncode:
             return None, "No Docker engine answers here"
+        if (
+            subprocess.run([docker, "image", "inspect", NAME], capture_output=True, timeout=10).returncode
+            == 0
+        ):
+            return docker, ""
         say(f"A Docker engine answers. Building the image of {NAME} (once) ...")
         built = subprocess.run(
             [docker, "build", "-q", "-t", NAME, str(SERVICE)],
