@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -82,16 +83,15 @@ class Tour:
         self.dns_port = free_port(socket.SOCK_DGRAM)
         self.env = {**os.environ, "CONSUL_HTTP_ADDR": self.api}
         self.cleanup = contextlib.ExitStack()
+        self.logs = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="portcall-demo-")))
 
     def start(self, *words: object) -> subprocess.Popen[bytes]:
         """Start a program of portcall in the background, and have it stopped at the end."""
         command(*words, background=True)
-        process = subprocess.Popen(
-            [BIN / str(words[0]), *map(str, words[1:])],
-            env=self.env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with (self.logs / str(words[0])).open("ab") as log:
+            process = subprocess.Popen(
+                [BIN / str(words[0]), *map(str, words[1:])], env=self.env, stdout=log, stderr=log
+            )
         self.cleanup.callback(stop, process)
         return process
 
@@ -110,6 +110,12 @@ class Tour:
         if done.returncode:
             raise DemoError(f"{shlex.join(map(str, words))} ended with exit code {done.returncode}")
         return done.stdout
+
+    def printed(self) -> str:
+        """What the programs in the background had to say; it is of interest when a step fails."""
+        return "".join(
+            f"\n{log.name} printed:\n{log.read_text(errors='replace')}" for log in sorted(self.logs.iterdir())
+        )
 
     def registered(self) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.api}/v1/catalog/service/{NAME}", timeout=5) as reply:
@@ -164,7 +170,7 @@ def with_processes(tour: Tour) -> Callable[[], None]:
 
 def with_containers(tour: Tour, docker: str) -> Callable[[], None]:
     """Start two copies as containers and a registrar that finds them; return what stops the first."""
-    tour.start("registrar", "run", "-ip", "127.0.0.1", f"consul://{tour.api.partition('://')[2]}")
+    tour.start("registrar", "run", f"consul://{tour.api.partition('://')[2]}")
     names = [f"portcall-demo-{os.getpid()}-{n}" for n in (1, 2)]
     for name in names:
         words = [docker, "run", "-d", "--rm", "--name", name, "-P", NAME]
@@ -320,7 +326,10 @@ def main() -> int:
     tour = Tour()
     try:
         with interruptible(), tour.cleanup:
-            tour_through(tour)
+            try:
+                tour_through(tour)
+            except DemoError as exc:
+                raise DemoError(f"{exc}\n{tour.printed()}") from exc
     except DemoError as exc:
         print(f"\ndemo: {exc}", file=sys.stderr)
         return 1
