@@ -23,7 +23,7 @@ from typing import Final, TypedDict
 from discovery import observe
 from discovery.balance import RetryBudget
 from discovery.client import Client, default_client
-from discovery.errors import ConfigurationError, LookupFailed
+from discovery.errors import ConfigurationError, InvalidName, LookupFailed
 from discovery.model import Instance, ServiceName
 from discovery.names import fold, service_name
 
@@ -127,8 +127,12 @@ class Balancer:
                 pass
             case _:
                 return None
+        try:
+            checked = service_name(name, origin=host)
+        except InvalidName:
+            return None  # for the library to refuse, in its own words
         # A tag may hold dots: all that stands before the name is one.
-        return Target(host, service_name(name, origin=host), (".".join(tags),) if tags else (), dc)
+        return Target(host, checked, (".".join(tags),) if tags else (), dc)
 
     def trial(self, target: Target, method: str, *, repeatable: bool) -> Trial:
         """Begin a request to *target*.
@@ -153,8 +157,9 @@ class Balancer:
 
 
 class _Budget(RetryBudget):
-    MOST = 100.0  # type: ignore[misc]  # all requests under way on an instance fail together when it dies:
-    # up to 100 with the connection limits that httpx and aiohttp have by default
+    # All requests under way on an instance fail together when it dies: up to 100 of them with the
+    # connection limits that httpx and aiohttp have by default.
+    MOST = 100.0  # type: ignore[misc]
 
 
 class Trial:

@@ -84,7 +84,7 @@ class Pools(Generic[P]):
         with self._lock:
             mine = self._watches.setdefault(service, watch) is watch
         if mine:
-            # Without the lock: the callback comes with the watch's own lock held, and takes ours.
+            # Without the lock: callbacks come with locks of the engine held, and take ours.
             watch.on_change(_forward(weakref.ref(self), service, watch))
         else:
             watch.close()

@@ -38,6 +38,8 @@ def test_the_hosts_of_services(host: str, name: str, tags: tuple[str, ...], dc: 
         "consul",
         "service.consul",
         "web.consul",
+        ".service.consul",
+        "a b.service.consul",
         "web.node.consul",
         "web.service",
         "web.service.consul.example.com",
