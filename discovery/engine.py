@@ -39,6 +39,7 @@ from discovery.config import Config
 from discovery.errors import (
     Attempt,
     DiscoveryError,
+    RegistryError,
     RegistryOverloaded,
     RegistryTimeout,
     RegistryUnavailable,
@@ -68,6 +69,8 @@ _BURST_SECONDS: Final = 0.5
 """After 16 returns of one blocking read within half a second they are spaced out: a registry that
 answers at once each time (a proxy that strips the index, a very busy service) must not take a core."""
 
+_OUTAGE: Final = (RegistryUnavailable, RegistryOverloaded)
+"""Errors that every other question would meet as well."""
 _ELSEWHERE: Final = frozenset({"static", "dns"})
 """Sources that answer whether the registry does or not."""
 
@@ -519,14 +522,15 @@ class _Follower:
                     gate.wait()
                     continue
                 answered = self.read_once(reader, blocking=True)
-                if gate.error is not None and self.gated:
+                # The registry is there, or it was not even asked: only this question is at fault.
+                refused = not answered and not isinstance(self.known.error, _OUTAGE)
+                if gate.error is not None and self.gated and not refused:
                     continue
                 now = time.monotonic()
                 if not self.wanted(now, idle) and self.engine._forget(self):
                     return
                 returns.append(now)
-                if not answered:
-                    # Refused: the registry is there, only this question is at fault.
+                if refused:
                     self.kicked.wait(BACKOFF_MAX)
                 elif self.known.stale:
                     self._stopping.wait(LEADERLESS_PAUSE)
@@ -593,10 +597,12 @@ class _Follower:
 
     def _settle(self, exc: DiscoveryError) -> None:
         gate = self.engine.gate
-        if isinstance(exc, (RegistryUnavailable, RegistryOverloaded)):
+        if isinstance(exc, _OUTAGE):
             gate.failed(exc)
-        else:
+        elif isinstance(exc, RegistryError):
             gate.succeeded(self.engine.catalogue.where)  # a refusal is an answer too
+        else:
+            gate.leave()  # a wrong setting, or a fault of ours
 
     def _publish(self, known: Known, *, attempt: bool = False) -> None:
         with self._answered:

@@ -161,12 +161,15 @@ class FakeCatalogue:
                 self._under_way -= 1
             if reader.interrupted:
                 raise RegistryUnavailable("interrupted")
+            refusal = self.refused.get(query)
+            if refusal is not None and not isinstance(refusal, DiscoveryError):
+                raise refusal  # our own fault, before anybody is asked
             if self.silent:
                 raise RegistryTimeout("the fake registry is silent")
             if self.down is not None:
                 raise self.down
-            if query in self.refused:
-                raise self.refused[query]
+            if refusal is not None:
+                raise refusal
             value, at = self._of(query)
             return Reply(value, 0 if self.strips_index else at, known_leader=self.leader)
 

@@ -35,7 +35,7 @@ from tests.tools import wait_until
 WEB = service("web")
 API = service("api")
 ONE, TWO = entry(port=1), entry(port=2)
-PROMPT = 1.0  # s; generous for a loaded machine, and less than any wait that must not happen
+PROMPT = 3.0  # s; generous for a loaded machine, and less than any wait that must not happen
 
 
 @pytest.fixture(autouse=True)
@@ -574,6 +574,23 @@ def test_a_refused_question_is_asked_again_with_pauses_until_it_is_granted(engin
     assert second.at - first.at >= engine_module.BACKOFF_MAX
     del catalogue.refused[API]
     heard.value(entry("api"))
+
+
+def test_a_fault_of_ours_in_an_outage_says_nothing_about_the_registry(engine, catalogue, caplog):
+    engine.subscribe(WEB, heard := Heard())
+    heard.value(ONE)
+    catalogue.refused[API] = KeyError("ours")
+    catalogue.fail()
+    heard.until(lambda known: known.stale)
+    engine.subscribe(API, Heard())
+    asked = wait_until(lambda: len(asked := catalogue.asked(API)) >= 4 and asked)
+    assert (
+        min(later.at - earlier.at for earlier, later in itertools.pairwise(asked))
+        >= engine_module.BACKOFF_MAX
+    )
+    assert "answers again" not in caplog.text
+    catalogue.recover()
+    heard.value(ONE)
 
 
 def test_what_was_known_before_a_refusal_is_kept_as_stale(engine, catalogue):
