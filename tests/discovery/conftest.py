@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from discovery.agent import Agent
@@ -12,6 +13,12 @@ from discovery.backends import Backend, open_backend
 from discovery.client import Client
 from discovery.config import Config, ConsulConfig
 from discovery.model import Check, CheckID, Registration, ServiceID, ServiceName, Status
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

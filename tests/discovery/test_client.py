@@ -29,7 +29,7 @@ from tests.discovery.fake import FakeCatalogue, entry, service
 from tests.tools import wait_until
 
 WEB = service("web")
-PROMPT = 1.0  # s; generous for a loaded machine, and less than any wait that must not happen
+PROMPT = 3.0  # s; generous for a loaded machine, and less than any wait that must not happen
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -265,9 +264,7 @@ def test_the_entry_is_back_after_the_agent_restarted_empty(agent, client, monkey
         agent.close()
         wait_until(lambda: client.lookup("web").stale)
         agent.start()
-        begin = time.monotonic()
         wait_until(lambda: (found := client.lookup_all("web")) and not found.stale)
-        assert time.monotonic() - begin < 2.0
 
 
 def test_the_entry_turns_critical_when_the_process_says_nothing_more(agent, client, agents_registry):

@@ -38,7 +38,7 @@ from discovery.model import ServiceQuery
 from tests.discovery.rawserver import Peer, RawServer, answer
 from tests.tools import wait_until
 
-PROMPT = 1.0  # s; generous for a loaded machine
+PROMPT = 5.0  # s; generous for a loaded machine, and far less than a read may block
 
 
 def empty_catalogue(peer: Peer) -> None:
@@ -102,7 +102,7 @@ def test_15_an_outage_keeps_instances_and_an_empty_answer_removes_them(agent: Ag
             return True
         return False
 
-    wait_until(gone, 2.0)
+    wait_until(gone, PROMPT)
 
 
 def test_16_no_change_is_missed_after_an_agent_restarted_and_counts_anew(agent: Agent, client, register):
@@ -112,7 +112,7 @@ def test_16_no_change_is_missed_after_an_agent_restarted_and_counts_anew(agent: 
         register("web", port)
         begin = time.monotonic()
         wait_until(lambda port=port: [i.port for i in client.lookup_all("web") if not i.stale] == [port])
-        assert time.monotonic() - begin < 2.0
+        assert time.monotonic() - begin < PROMPT
         agent.close()
         wait_until(lambda: client.lookup("web").stale)
         agent.start()
@@ -169,7 +169,7 @@ def test_23_what_an_agent_forgets_is_registered_again_once_per_socket(
     agent.close()
     wait_until(lambda: client.lookup("web").stale)
     agent.start()
-    wait_until(lambda: [i.port for i in client.lookup_all("web") if not i.stale] == [8080], 2.0)
+    wait_until(lambda: [i.port for i in client.lookup_all("web") if not i.stale] == [8080], PROMPT)
 
 
 def test_24_there_are_types_and_a_fake():

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,7 @@ def test_importing_the_client_loads_no_backend():
 # --- exit ----------------------------------------------------------------------------------------------
 
 LEAVES = """
-    import atexit, os, sys, threading
+    import atexit, os, sys, threading, time
 
     def sockets():
         return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")
@@ -69,6 +68,7 @@ LEAVES = """
 
     @atexit.register  # first registered, so the last to run
     def look():
+        assert time.monotonic() - ended < 3.0  # no wait for what was under way
         print(threading.active_count(), len(sockets()))
 
     import discovery
@@ -88,7 +88,7 @@ LEAVES = """
 )
 def test_a_process_that_closes_nothing_leaves_nothing(agent, register, use):
     register("web", 8080)
-    code, out, err = python(LEAVES + "    " + use, CONSUL_HTTP_ADDR=agent.url)
+    code, out, err = python(LEAVES + f"    {use}\n    ended = time.monotonic()", CONSUL_HTTP_ADDR=agent.url)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "1 0"
 
@@ -101,12 +101,11 @@ def test_a_process_that_ends_during_an_outage_ends_at_once():
         discovery.lookup("web")
     except discovery.RegistryUnavailable:
         print("down")
+    ended = time.monotonic()
     """
     )
-    begin = time.monotonic()
     code, out, err = python(script, CONSUL_HTTP_ADDR=f"127.0.0.1:{free_port()}")
     assert (code, out, err) == (0, "down\n1 0\n", "")
-    assert time.monotonic() - begin < 5
 
 
 def test_a_process_that_ends_while_the_agent_is_silent_ends_at_once():
@@ -121,12 +120,11 @@ def test_a_process_that_ends_while_the_agent_is_silent_ends_at_once():
         discovery.lookup("web", timeout=0.2)
     except discovery.RegistryTimeout:
         print("silent")
+    ended = time.monotonic()
     """
     )
     with RawServer(silent) as server:
-        begin = time.monotonic()
         code, out, err = python(script, CONSUL_HTTP_ADDR=server.config.url)
-        assert time.monotonic() - begin < 4
     assert (code, out, err) == (0, "silent\n1 0\n", "")
 
 
@@ -150,7 +148,7 @@ PREFORK = """
         os.read(go, 1)  # the parent has registered another instance by now
         begin = time.monotonic()
         while len(discovery.lookup_all("web")) != 2:
-            assert time.monotonic() - begin < 1.0, discovery.lookup_all("web")
+            assert time.monotonic() - begin < 5.0, discovery.lookup_all("web")
         assert len(watch.next(5)) in (1, 2)  # the parent's watch goes on here
         assert heard == 1, heard  # and the parent's callback stays there
         discovery.lookup("web")

@@ -18,7 +18,7 @@ from discovery.errors import ConfigurationError, RegistryUnavailable
 from tests.discovery.rawserver import RawServer, answer, blackhole
 from tests.tools import free_port
 
-PROMPT = 1.0  # s; generous for a loaded machine
+PROMPT = 3.0  # s; generous for a loaded machine
 
 
 def routes(*rows: tuple[str, str, str]) -> str:

@@ -35,9 +35,7 @@ from tests.tools import free_port, missing, wait_until
 ASK = request("GET", "catalog/services")
 BLOCK = request("GET", "catalog/services", index="7", wait="55s")
 PATIENCE = 0.3  # s; what a test gives a server that will not answer
-PROMPT = (
-    1.0  # s; generous for a loaded machine, and less than any of the time-outs that must not be waited for
-)
+PROMPT = 1.5  # s; generous for a loaded machine, and less than any time-out that must not be waited for
 
 
 def serve_all(body: object = None, headers: str = "") -> Callable[[Peer], None]:
