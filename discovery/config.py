@@ -171,6 +171,10 @@ class Config:
     cache: str | None = None
     """The directory of the snapshots that a cold start falls back to. From the environment: portcall's own
     in the user's cache unless DISCOVERY_CACHE is set; ``off`` is none."""
+    share: str | None = None
+    """The directory through which the processes of this user on this host share one watch for each service.
+    From the environment: ``auto``, portcall's own in memory (``sources``), unless DISCOVERY_SHARE is set;
+    ``off`` is none."""
     timeout: float = 1.0
     """What a lookup may take in all when it has to wait for a first answer."""
     wait: float = 55.0
@@ -202,8 +206,10 @@ class Config:
         settings["failover"] = _words(env.get(_VARIABLES["failover"], ""))
         settings["dns"] = _words(env.get(_VARIABLES["dns"], "") or "auto", off="off")
         settings["cache"] = env.get(_VARIABLES["cache"]) or default_cache(env)
-        if settings["cache"] == "off":
-            settings["cache"] = None
+        settings["share"] = env.get(_VARIABLES["share"]) or "auto"
+        for name in ("cache", "share"):
+            if settings[name] == "off":
+                settings[name] = None
         settings["static"] = {
             variable.removeprefix("DISCOVERY_"): raw
             for variable, raw in env.items()

@@ -2,6 +2,7 @@
 
     1. DISCOVERY_<NAME>, DISCOVERY_STATIC      what is fixed
     2. what this process has followed so far   (the engine's; no I/O)
+       what another process of this user follows, on this host
     3. Consul over HTTP                        CONSUL_HTTP_ADDR, and no other when that is set; else
          127.0.0.1:8500                        the agent of this host
          <default gateway>:8500                in a container: the host's agent, seen from docker0
@@ -24,6 +25,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
+import os
 import socket
 import struct
 import time
@@ -32,10 +34,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from discovery.backends import Backend, open_backend
+from discovery.backends import Backend, Catalogue, open_backend
 from discovery.backends.chain import Chain, Link
 from discovery.backends.disk import Disk
 from discovery.backends.dns import Dns, Server
+from discovery.backends.shared import Shared
 from discovery.backends.static import Static
 from discovery.config import Config
 from discovery.errors import Attempt, ConfigurationError, RegistryUnavailable
@@ -52,6 +55,8 @@ with its default of one second the time to fall back to what was written down.""
 _CONTAINER_MARKS: Final = (Path("/.dockerenv"), Path("/run/.containerenv"))
 _ROUTES: Final = Path("/proc/net/route")
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_NETWORK: Final = Path("/proc/self/ns/net")
+_SHM: Final = Path("/dev/shm")  # noqa: S108 - the directory within is made and checked by ``private``
 _DOCKER0: Final = "172.17.0.1"
 _CONSUL_DNS: Final = Server("127.0.0.1", 8600)
 _AUTO: Final = "auto"
@@ -67,8 +72,12 @@ def catalogue(config: Config) -> Chain:
     if config.static or config.static_file:
         static = Static(config.static, config.static_file, dc=config.dc)
         fixed.append(Link(static, covers=static.covers))
+    share = _shared_directory() if config.share == _AUTO else config.share
     for candidate in _candidates(config):
-        asked.append(Link(open_backend(_uri(candidate), candidate), HTTP_BUDGET))
+        consul: Catalogue = open_backend(_uri(candidate), candidate)
+        if share:
+            consul = Shared(consul, share, f"{candidate.consul.url} {_network()} {_scope(config)}")
+        asked.append(Link(consul, HTTP_BUDGET))
     if config.dns:
         for word in config.dns:
             _server(word)  # a wrong one is told now, not in the first outage
@@ -183,6 +192,21 @@ def _server(word: str) -> Server:
             "127.0.0.1:8600, or 'auto' or 'off'"
         ) from None
     return Server(host, int(port))
+
+
+def _shared_directory() -> str | None:
+    """Return a directory in memory for this user's processes; None where there is none."""
+    if (runtime := os.environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
+        return f"{runtime}/portcall"
+    return f"{_SHM}/portcall-{os.geteuid()}" if _SHM.is_dir() else None
+
+
+def _network() -> int:
+    """Return what tells this network namespace from others: 127.0.0.1 is another host in each."""
+    try:
+        return _NETWORK.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _scope(config: Config) -> str:

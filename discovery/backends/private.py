@@ -44,8 +44,8 @@ def opened(path: str, *, create: bool = False) -> Iterator[int]:
         os.close(directory)
 
 
-def read(directory: int, name: str) -> tuple[bytes, os.stat_result]:
-    """Return the content of a file, and its status when it was opened.
+def read(directory: int, name: str, octets: int = -1) -> tuple[bytes, os.stat_result]:
+    """Return the content of a file, its first *octets* or all, and its status when it was opened.
 
     Raises:
         OSError: it is not there, no file of this user, or larger than ``MAX_SIZE``.
@@ -57,7 +57,7 @@ def read(directory: int, name: str) -> tuple[bytes, os.stat_result]:
             raise PermissionError(0, f"{name} is no file of this user")
         if status.st_size > MAX_SIZE:
             raise OSError(0, f"{name} has {status.st_size} octets, at most {MAX_SIZE} are read")
-        return file.read(), status
+        return file.read(octets), status
 
 
 def write(directory: int, name: str, content: bytes) -> None:
