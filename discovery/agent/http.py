@@ -230,8 +230,11 @@ class _Conversation(BaseHTTPRequestHandler):
         if response.is_text:
             kind, body = "text/plain; charset=utf-8", response.payload.encode(errors="replace")
         else:
-            kind, text = "application/json", json.dumps(response.payload, indent=4 if pretty else None)
-            body = (text + "\n" if pretty else text).encode()
+            kind = "application/json"
+            if pretty:
+                body = json.dumps(response.payload, indent=4).encode() + b"\n"
+            else:
+                body = json.dumps(response.payload, separators=(",", ":")).encode()
         headers = {
             "Content-Type": kind,
             "X-Consul-Default-ACL-Policy": "allow",

@@ -74,6 +74,14 @@ def test_cuts_long_outputs(agent: Subject) -> None:
     assert _state(agent, "service:web") == ("passing", "y" * 4096 + " ... (captured 4096 of 5000 bytes)")
 
 
+def test_half_of_a_surrogate_pair_is_replaced(agent: Subject) -> None:
+    """JSON can write it, UTF-8 cannot."""
+    agent.register("web", Check={"TTL": "60s"})
+    raw = b'{"Status": "passing", "Output": "a\\ud800b"}'
+    agent.put("/v1/agent/check/update/service:web", raw)
+    assert _state(agent, "service:web") == ("passing", "a\ufffdb")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [

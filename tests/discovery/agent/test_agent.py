@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from discovery.agent import Agent
+from discovery.agent import Agent, topics
 from discovery.agent.http import MAX_BODY
 from discovery.errors import ConfigurationError
 from tests.contract.subject import Blocked, Subject
-from tests.tools import wait_until
+from tests.tools import free_port, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,27 @@ def test_listens_on_other_addresses(bound: str, url: str) -> None:
         assert reachable.get("/v1/status/leader") == "10.9.8.7:8300"
 
 
+def test_listens_on_several_addresses() -> None:
+    port = free_port()
+    also = (("127.0.0.2", port), ("::1", port))
+    with Agent(http=("127.0.0.1", port), also=also) as agent:
+        assert agent.url == f"http://127.0.0.1:{port}"
+        subject(agent).register("web")
+        for host, _ in also:
+            assert set(Subject("embedded", host, port, (1, 20)).get("/v1/agent/services")) == {"web"}
+    for host, _ in also:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port))
+
+
+def test_an_address_that_is_taken_leaves_none_open(agent: Agent) -> None:
+    port = free_port()
+    with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1 port {agent.http[1]}"):
+        Agent(http=("127.0.0.1", port), also=[agent.http]).start()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
 def test_an_ipv6_node() -> None:
     with Agent(http=("127.0.0.1", 0), address="fd00::1") as agent:
         (node,) = subject(agent).get("/v1/catalog/nodes")
@@ -81,11 +102,15 @@ def test_an_address_that_cannot_be_had(agent: Agent, host: str) -> None:
 
 def test_closing_ends_blocking_reads(agent: Agent) -> None:
     reads = [Blocked(subject(agent), "/v1/health/service/web", wait="60s") for _ in range(20)]
-    early = socket.create_connection(agent.http)  # has sent the next request while the first one blocks
-    request = "GET /v1/health/service/web?index=1&wait=60s HTTP/1.1\r\nHost: x\r\n\r\n"
-    early.sendall((request * 2).encode())
     waiting = agent._life._waiting  # type: ignore[union-attr]
-    wait_until(lambda: sum(map(len, list(waiting.values()))) == 21)
+    wait_until(lambda: sum(map(len, list(waiting.values()))) == 20)
+    # One more sends its next request while the first one blocks: its socket says no more that it hung up.
+    early = socket.create_connection(agent.http)
+    request = b"GET /v1/health/service/early?index=1&wait=60s HTTP/1.1\r\nHost: x\r\n\r\n"
+    early.sendall(request)
+    (peer,) = wait_until(lambda: waiting.get(topics.health("early"), set()))
+    early.sendall(request)
+    wait_until(lambda: not peer._watch_connection)
     started = time.monotonic()
     agent.close()
     assert time.monotonic() - started < 1
@@ -171,7 +196,7 @@ def test_a_body_that_breaks_off(agent: Agent) -> None:
 
 
 def test_http_1_0_is_answered_and_closed(agent: Agent) -> None:
-    said = _say(agent, b"GET /v1/status/leader HTTP/1.0\r\n\r\n")
+    said = _say(agent, b"GET /v1/status/leader HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 200 OK\r\n")
     assert said.endswith(b'"127.0.0.1:8300"')
 

@@ -181,6 +181,16 @@ def test_puts_right_what_others_wrote_under_this_node() -> None:
     assert _catalogue_of(state) == wanted
 
 
+def test_puts_right_what_others_wrote_of_its_checks() -> None:
+    state = new_state()
+    state.register(registration(Check(id=CHECK, ttl=1000.0), Check(id=CheckID("d"), ttl=1000.0)), now=0.0)
+    wanted = _catalogue_of(state)
+    state.catalogue.put_check(replace(state.checks()[CHECK], status="passing"))
+    state.catalogue.drop_check("host", CheckID("d"))
+    state.tick(RECONCILE_INTERVAL)
+    assert _catalogue_of(state) == wanted
+
+
 def test_a_report_brings_back_a_service_that_others_removed() -> None:
     state = new_state()
     state.register(registration(Check(id=CHECK, ttl=1000.0)), now=0.0)
