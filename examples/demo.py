@@ -170,10 +170,11 @@ def with_processes(tour: Tour) -> Callable[[], None]:
 
 def with_containers(tour: Tour, docker: str) -> Callable[[], None]:
     """Start two copies as containers and a registrar that finds them; return what stops the first."""
-    tour.start("registrar", "run", f"consul://{tour.api.partition('://')[2]}")
+    # -explicit: whatever else runs on this machine is not the tour's business.
+    tour.start("registrar", "run", "-explicit", f"consul://{tour.api.partition('://')[2]}")
     names = [f"portcall-demo-{os.getpid()}-{n}" for n in (1, 2)]
     for name in names:
-        words = [docker, "run", "-d", "--rm", "--name", name, "-P", NAME]
+        words = [docker, "run", "-d", "--rm", "--name", name, "-P", "-e", f"SERVICE_NAME={NAME}", NAME]
         command("docker", *words[1:])
         container = subprocess.run(
             words, capture_output=True, text=True, timeout=60, check=True
