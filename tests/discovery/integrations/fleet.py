@@ -25,7 +25,8 @@ class Server:
 
     def __init__(self, *arguments: str, script: str = "server.py") -> None:
         command = [sys.executable, "-I", str(HERE / script), *arguments]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        # Its standard input is how it learns of our end, should nobody be left to kill it.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
 
@@ -33,7 +34,8 @@ class Server:
         """End it as a crash would (SIGKILL); idempotent."""
         self._process.kill()
         self._process.wait()
-        assert self._process.stdout is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
         self._process.stdout.close()
 
     def is_alive(self) -> bool:

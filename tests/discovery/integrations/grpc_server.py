@@ -56,7 +56,8 @@ def main(certificate: str | None) -> None:
         port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(pem, pem)]))
     server.start()
     print(port, flush=True)
-    server.wait_for_termination()
+    sys.stdin.read()  # ends with the process that started us, however that ends
+    server.stop(None)
 
 
 main(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -82,7 +82,9 @@ async def main(certificate: str | None) -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
     print(port, flush=True)
-    await server.serve_forever()
+    # Our input ends with the process that started us, however that ends: nobody else would end us then.
+    asyncio.get_running_loop().add_reader(sys.stdin, server.close)
+    await server.wait_closed()
 
 
 asyncio.run(main(sys.argv[2] if len(sys.argv) > 2 else None))
