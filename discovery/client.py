@@ -443,7 +443,8 @@ class Client:
                 known: Mapping[ServiceName, Any] = yield from self._names(asked[0].query.dc)
             except DiscoveryError:
                 known = {}
-            close = close_names(name, known)
+            # Not the name itself: an instance that has just come is in one answer before it is in another.
+            close = close_names(name, [other for other in known if fold(other) != fold(name)])
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             return ServiceNotFound(
                 f"no service is called {name!r} in the catalogue of {asked[0].where or self.where}"

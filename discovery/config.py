@@ -249,7 +249,7 @@ def default_cache(env: Mapping[str, str]) -> str | None:
     """
     for base in (env.get("XDG_CACHE_HOME"), env.get("HOME") and f"{env['HOME']}/.cache"):
         if base and base.startswith("/"):
-            return f"{base}/portcall"
+            return f"{base}/portcall/snapshots"
     return None
 
 

@@ -23,10 +23,15 @@ hypothesis.settings.load_profile("unhurried")
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever registry the person who runs the tests uses is not asked."""
+    """Whatever registry the person who runs the tests uses is not asked.
+
+    Nor are the machine's name servers, and no test reads what another one left on disk or in memory.
+    """
     for name in list(os.environ):
         if name.startswith(("CONSUL_", "DISCOVERY_")) and name != "CONSUL_BIN":
             monkeypatch.delenv(name)
+    for name in ("DISCOVERY_DNS", "DISCOVERY_CACHE", "DISCOVERY_SHARE"):
+        monkeypatch.setenv(name, "off")
 
 
 @pytest.fixture
