@@ -119,7 +119,8 @@ def fake_discovery() -> Iterator[FakeDiscovery]:
     from discovery.config import Config
 
     with Agent(http=("127.0.0.1", 0)) as agent:
-        environment = {"CONSUL_HTTP_ADDR": agent.url, "DISCOVERY_DNS": "off", "DISCOVERY_CACHE": "off"}
+        other_sources = ("DISCOVERY_DNS", "DISCOVERY_CACHE", "DISCOVERY_SHARE")
+        environment = {"CONSUL_HTTP_ADDR": agent.url, **dict.fromkeys(other_sources, "off")}
         config = Config.from_env(environment)
         backend = open_backend(agent.uri, config)
         try:
