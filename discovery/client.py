@@ -243,8 +243,9 @@ class Client:
         It ends when it is closed, or this client is.
         """
         query = ServiceQuery(service_name(name), dc or self.config.dc)
-        watch = Watch(self._running_engine(), query, _several(tags), healthy)
-        self._watches.add(watch)
+        with self._lock:  # so that ``close`` in another thread finds it, or comes first
+            watch = Watch(self._running_engine(), query, _several(tags), healthy)
+            self._watches.add(watch)
         return watch
 
     def wait_for(
@@ -315,7 +316,8 @@ class Client:
             check_http=check_http,
         )
         heartbeat.start()
-        self._heartbeats.add(heartbeat)  # not before: what the agent refused is not ours to deregister
+        with self._lock:
+            self._heartbeats.add(heartbeat)  # not before: what the agent refused is not ours to deregister
         return heartbeat
 
     def names(
@@ -338,9 +340,10 @@ class Client:
             self._services.clear()
             self._warm.clear()
             self._tallies.clear()
-        for heartbeat in list(self._heartbeats):
+            heartbeats, watches = list(self._heartbeats), list(self._watches)
+        for heartbeat in heartbeats:
             heartbeat.close()
-        for watch in list(self._watches):
+        for watch in watches:
             watch.close()
         if engine is not None:
             engine.close()

@@ -531,6 +531,36 @@ def test_closing_the_client_ends_its_watches(client):
         assert len(yielded.result(5)) == 1
 
 
+def test_no_watch_survives_a_close_in_another_thread(start, catalogue):
+    """However the two meet, the watch is ended or belongs to what begins after the close."""
+    client = start()
+    stop = threading.Event()
+
+    def close_again_and_again() -> None:
+        while not stop.is_set():
+            client.close()
+
+    def watch_again_and_again() -> int:
+        ended = 0
+        for _ in range(100):
+            try:
+                for _ in client.watch("web"):
+                    pass
+            except RegistryUnavailable:
+                pass  # closed while it subscribed
+            ended += 1
+        return ended
+
+    with ThreadPoolExecutor(2) as threads:
+        closing = threads.submit(close_again_and_again)
+        try:
+            assert threads.submit(watch_again_and_again).result(30) == 100
+        finally:
+            stop.set()
+            closing.result(5)
+            client.close()
+
+
 def test_a_watch_raises_once_that_the_registry_is_down_and_then_goes_on(client, catalogue):
     catalogue.fail()
     with client.watch("web") as watch:
