@@ -2,7 +2,8 @@
 
     kind (the first given one wins)   what it does
     HTTP, HTTPS = path                GET of the port; METHOD, HEADER (JSON), BODY, TLS_SKIP_VERIFY
-    CMD = command                     inside the container, by the agent through Docker
+    CMD = command                     inside the container; its exit code as of the agent's scripts:
+                                      0 passing, 1 warning, else critical
     SCRIPT = command                  on the agent's host; refused without --allow-script-checks
     TTL = duration                    the application reports to the agent itself
     TCP = anything                    the port accepts
@@ -11,6 +12,10 @@
 
 Several checks of one service are numbered: ``SERVICE_CHECK_HTTP``, ``SERVICE_CHECK_2_TCP``,
 ``SERVICE_CHECK_2_INTERVAL``. Each number is a check with settings of its own.
+
+A command inside the container is run by the registrar (``Probe``), and the agent has a TTL check that it
+is told of: the agent would need both Docker's socket and the right to run scripts, and one that has not
+rejects the whole service.
 
 Laws:
 - Pure.
@@ -25,19 +30,24 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
-from discovery.model import Check, CheckID, Status
+from discovery.model import Check, CheckID, ServiceID, Status
 from registrar.containers import ContainerID
 from registrar.metadata import Problem, Value
 
-__all__ = ["Target", "parse_checks", "parse_duration"]
+__all__ = ["Probe", "Target", "parse_checks", "parse_duration"]
 
 DEFAULT_INTERVAL: Final = 10.0
 """Seconds between two runs of a check that gives no interval (Registrator's default)."""
 
+DEFAULT_TIMEOUT: Final = 30.0
+"""Seconds that a command may take (the agent's own limit on its scripts)."""
+MIN_PROBE_TTL: Final = 30.0
+"""Seconds without news after which a command's check turns critical, at least: a registrar that is
+replaced by a newer one is away for less."""
 _PREFIX: Final = "check_"
 _KINDS: Final = ("http", "https", "cmd", "script", "ttl", "tcp", "grpc")
 _SETTINGS: Final = (
@@ -59,11 +69,26 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """A command to be run inside a container, again and again."""
+
+    service_id: ServiceID
+    check_id: CheckID
+    container: ContainerID
+    args: tuple[str, ...]
+    interval: float
+    """Seconds between two runs."""
+    timeout: float
+    """Seconds that one run may take."""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What is to be checked."""
 
     container_name: str
     container_id: ContainerID
+    service_id: ServiceID
     host: str
     """Where the agent reaches the port; empty when nobody knows."""
     port: int
@@ -76,14 +101,15 @@ class Target:
 
 def parse_checks(
     metadata: Mapping[str, Value], target: Target
-) -> tuple[tuple[Check, ...], tuple[Problem, ...]]:
+) -> tuple[tuple[Check, ...], tuple[Probe, ...], tuple[Problem, ...]]:
     """Read every check of one port.
 
     Args:
         metadata: what holds for the port, as ``Metadata.for_port`` returns it; other keys are ignored.
 
     Returns:
-        The checks in order of their numbers, and what could not be used.
+        The checks in order of their numbers, the commands behind some of them, and what could not be
+        used.
     """
     groups: dict[int, dict[str, Value]] = {}
     for key, value in metadata.items():
@@ -94,12 +120,13 @@ def parse_checks(
         number, name = (int(numbered[1]), numbered[2]) if numbered else (0, rest)
         groups.setdefault(number, {})[name] = value
     problems: list[Problem] = []
+    probes: list[Probe] = []
     checks: list[Check] = []
     for number in sorted(groups):
-        reading = _Reading(groups[number], target, problems)
+        reading = _Reading(number, groups[number], target, problems, probes)
         if check := reading.check():
             checks.append(check)
-    return tuple(checks), tuple(problems)
+    return tuple(checks), tuple(probes), tuple(problems)
 
 
 def parse_duration(text: str) -> float:
@@ -125,10 +152,11 @@ def parse_duration(text: str) -> float:
 class _Reading:
     """One check while its settings are read."""
 
+    number: int
     values: Mapping[str, Value]
     target: Target
     problems: list[Problem]
-    used: set[str] = field(default_factory=set)
+    probes: list[Probe]
 
     def check(self) -> Check | None:
         kind = next((kind for kind in _KINDS if kind in self.values), None)
@@ -152,13 +180,12 @@ class _Reading:
         made = self._kind(kind)
         if made is None:
             return None
-        if kind != "ttl":
+        if kind not in ("ttl", "cmd"):
             made["interval"] = self._read("interval", parse_duration, DEFAULT_INTERVAL)
             made["timeout"] = self._read("timeout", parse_duration, None)
         return Check(
-            id=CheckID(""),
             name=self._text("name"),
-            notes=self._text("notes"),
+            notes=made.pop("notes", "") or self._text("notes"),
             initial_status=self._read("initial_status", _status, None),
             deregister_after=self._read("deregister_after", parse_duration, None),
             **made,
@@ -171,9 +198,7 @@ class _Reading:
             case "http" | "https":
                 return self._http(kind, text)
             case "cmd":
-                if (args := self._arguments(kind, text)) is None:
-                    return None
-                return {"docker_container_id": str(self.target.container_id), "args": args}
+                return self._command(text)
             case "script":
                 return self._script(text)
             case "ttl":
@@ -208,6 +233,23 @@ class _Reading:
             "header": self._read("header", _header, None) or MappingProxyType({}),
             "body": self._text("body") or None,
             "tls_skip_verify": self._read("tls_skip_verify", _boolean, False),
+        }
+
+    def _command(self, text: str) -> dict[str, Any] | None:
+        args = self._arguments("cmd", text)
+        if args is None:
+            return None
+        target = self.target
+        number = f"-{self.number}" if self.number else ""
+        check_id = CheckID(f"{target.service_id}:command{number}")
+        interval = self._read("interval", parse_duration, DEFAULT_INTERVAL)
+        timeout = self._read("timeout", parse_duration, DEFAULT_TIMEOUT)
+        self.probes.append(Probe(target.service_id, check_id, target.container_id, args, interval, timeout))
+        # What runs is in the notes, for people, and so that another command is another definition.
+        return {
+            "id": check_id,
+            "ttl": max(MIN_PROBE_TTL, 3 * interval + timeout),
+            "notes": shlex.join(args),
         }
 
     def _script(self, text: str) -> dict[str, Any] | None:

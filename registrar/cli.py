@@ -7,7 +7,8 @@
     registrar up [options] [URI]                registrar and resolver in one process
     registrar bootstrap HOST_IP[:JOIN_IP]       the commands that bring up one host
 
-Exit codes: 0 ok (``plan``: in step), 1 a fault, 2 wrong usage (``plan``: there are differences).
+Exit codes: 0 ok (``plan``: in step), 1 a fault, or values that exclude each other, 2 wrong usage (``plan``:
+there are differences).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from importlib import import_module
@@ -29,13 +31,15 @@ from typing import Any, Final, NoReturn
 
 from discovery.backends import open_backend
 from discovery.errors import ConfigurationError, DiscoveryError
-from registrar.config import add_options, normalised, settings_from
+from registrar.config import Settings, Unusable, add_options, normalised, settings_from
 from registrar.containers import Container
 from registrar.desired import Decision, Desired, Host, desire
 from registrar.docker import Docker
 from registrar.owner import Owner, owner_name
+from registrar.picture import Picture
 from registrar.plan import Plan, plan
 from registrar.reconcile import Reconciler
+from registrar.status import describe_end
 
 __all__ = ["Parser", "main", "obey_signals"]
 
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(arguments)
     except ConfigurationError as exc:
         print(f"registrar: {exc}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(exc, Unusable) else 2
     except DiscoveryError as exc:
         print(f"registrar: {exc}", file=sys.stderr)
         return 1
@@ -152,15 +156,15 @@ def obey_signals(reconciler: Reconciler) -> None:
 def _plan(options: argparse.Namespace) -> int:
     settings = settings_from(options, os.environ)
     with closing(open_backend(settings.uri, settings.discovery)) as backend, closing(Docker()) as engine:
-        info = engine.connect()
-        agent = backend.agent()
-        owner = Owner(owner_name(settings.owner, socket.gethostname(), info.name), info.id)
-        host = Host(owner, agent.address)
+        owner = _owner(settings, engine)
+        picture = Picture()
+        picture.replace(backend.registered(), owner)
+        host = Host(owner, backend.agent().address)
         containers = (engine.inspect(summary.id) for summary in engine.list())
-        desired = [desire(container, settings.rules, host) for container in containers if container]
+        desired = [_desire(container, settings, host, picture) for container in containers if container]
         made = plan(
             [registration for one in desired for registration in one.registrations],
-            backend.registered(),
+            picture.everything(),
             owner,
             default_ids={service_id for one in desired for service_id in one.default_ids},
         )
@@ -221,12 +225,19 @@ def _plan_to_text(made: Plan) -> Iterable[str]:
 def _explain(options: argparse.Namespace) -> int:
     settings = settings_from(options, os.environ)
     with closing(open_backend(settings.uri, settings.discovery)) as backend, closing(Docker()) as engine:
-        info = engine.connect()
+        owner = _owner(settings, engine)
         container = engine.inspect(options.container)
         if container is None:
             raise ConfigurationError(f"there is no container {options.container!r}; see 'docker ps --all'")
-        owner = Owner(owner_name(settings.owner, socket.gethostname(), info.name), info.id)
-        desired = desire(container, settings.rules, Host(owner, _node_address(backend)))
+        picture = Picture()
+        address = ""
+        try:
+            address = backend.agent().address
+            picture.replace(backend.registered(), owner)
+        except DiscoveryError as exc:
+            # Nearly all can be explained without it.
+            print(f"registrar: without the agent, its address in checks is missing: {exc}", file=sys.stderr)
+        desired = _desire(container, settings, Host(owner, address), picture)
     if options.json:
         print(json.dumps(_desired_to_json(desired), indent=2))
     else:
@@ -234,14 +245,14 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _node_address(backend: Any) -> str:
-    """Return what the agent advertises; empty when it does not answer: the rest can be explained without."""
-    try:
-        address: str = backend.agent().address
-    except DiscoveryError as exc:
-        print(f"registrar: without the agent, checks of its own address are left out: {exc}", file=sys.stderr)
-        return ""
-    return address
+def _owner(settings: Settings, engine: Docker) -> Owner:
+    info = engine.connect()
+    return Owner(owner_name(settings.owner, socket.gethostname(), info.name), info.id)
+
+
+def _desire(container: Container, settings: Settings, host: Host, picture: Picture) -> Desired:
+    previous = picture.of(container.id)
+    return desire(container, settings.rules, host, previous=previous, now=time.time_ns())
 
 
 def _desired_to_json(desired: Desired) -> dict[str, Any]:
@@ -260,6 +271,7 @@ def _desired_to_json(desired: Desired) -> dict[str, Any]:
             }
             for decision in desired.decisions
         ],
+        "kept": [registration.id for registration in desired.kept],
         "problems": [str(problem) for problem in desired.problems],
     }
 
@@ -271,6 +283,8 @@ def _desired_to_text(desired: Desired) -> Iterable[str]:
         yield "  it exposes and publishes no port, so there is nothing to register"
     for decision in desired.decisions:
         yield from _decision_to_text(decision)
+    for registration in desired.kept:
+        yield f"kept: {registration.id} stays registered, as critical: {describe_end(container)}"
     for problem in desired.problems:
         yield f"problem: {problem}"
 

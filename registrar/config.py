@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 
 from discovery.config import Config
 from discovery.errors import ConfigurationError
-from registrar.desired import TAG_FIELD, TAG_FIELDS, TAG_MAPS, Rules
+from registrar.checks import parse_duration
+from registrar.desired import TAG_FIELD, TAG_FIELDS, TAG_MAPS
 from registrar.metadata import split_tags
+from registrar.rules import Rules
 
-__all__ = ["Settings", "add_options", "normalised", "settings_from"]
+__all__ = ["Settings", "Unusable", "add_options", "normalised", "settings_from"]
 
 DEFAULT_URI: Final = "consul://"
 """Without a host: CONSUL_HTTP_ADDR says where, else 127.0.0.1:8500."""
@@ -34,6 +36,10 @@ _OPTION: Final = re.compile(r"--?(?P<name>[A-Za-z][A-Za-z-]+)(?:=(?P<value>.*))?
 # Go's flag package takes -x=true for a switch; argparse does not.
 _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+
+
+class Unusable(ConfigurationError):
+    """Values that Registrator refuses too, with exit code 1; it keeps 2 for options it cannot parse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class Settings:
     None: for ever, with a pause that begins short."""
     retry_interval: float = 2.0
     """Seconds between these attempts."""
+    heartbeat_interval: float = 0.0
+    """Seconds between two renewals, where ``rules.heartbeat`` asks for a heartbeat."""
     deregister_on_exit: bool = False
     """Remove what is registered when the registrar ends. Not by default: an update of the registrar
     would take every service of the host away."""
@@ -82,8 +90,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="register the address that stands in this label",
     )
     add("--tags", default="", metavar="TAG,TAG", help="added to every service's tags")
-    add("--ttl", default="0", metavar="SECONDS", help="accepted; of no effect with Consul")
-    add("--ttl-refresh", default="0", metavar="SECONDS", help="accepted together with -ttl")
+    add(
+        "--ttl",
+        default="0",
+        metavar="SECONDS",
+        help="every service turns critical so long after the registrar's last heartbeat (default: never)",
+    )
+    add("--ttl-refresh", default="0", metavar="SECONDS", help="time between heartbeats; together with -ttl")
     add(
         "--resync",
         default=None,
@@ -94,7 +107,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--deregister",
         default="always",
         metavar="WHEN",
-        help="when a container that ended is removed: always, on-success",
+        help="when a container that ended is removed, and else stays as critical: always, on-success, never",
     )
     _switch(group, "cleanup", "accepted: what no longer runs is always removed")
     add(
@@ -118,6 +131,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="with -internal: register the address in this network",
     )
+    add(
+        "--suffix",
+        default="auto",
+        choices=("auto", "always", "never"),
+        help="when -PORT is added to a name: with several ports, always, never",
+    )
+    add(
+        "--allow-name",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="a name that may be registered; can be repeated (default: every name)",
+    )
+    add(
+        "--label-filter",
+        action="append",
+        default=[],
+        metavar="LABEL[=VALUE]",
+        help="a label that a container must have; can be repeated",
+    )
+    add(
+        "--drain",
+        default="deregister",
+        choices=("deregister", "maintenance", "off"),
+        help="what the stop signal does: remove, show as critical, nothing",
+    )
+    add(
+        "--keep-failed",
+        default="",
+        metavar="DURATION",
+        help="how long -deregister keeps what ended, for example 10m (default: until it is removed)",
+    )
+    _switch(group, "ready", "register a container with a HEALTHCHECK only when that has passed once")
+    _switch(group, "no-healthcheck", "do not make Docker's HEALTHCHECK a check of the service")
     _switch(group, "allow-loopback", "register ports that are bound to a loopback address")
     _switch(group, "allow-script-checks", "let SERVICE_CHECK_SCRIPT run commands on the agent's host")
     _switch(group, "deregister-on-exit", "remove everything registered when the registrar ends")
@@ -171,16 +218,16 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
         discovery.consul.at(uri, origin="the command line")  # only to refuse now what cannot work later
     ttl, refresh = _whole("-ttl", arguments.ttl), _whole("-ttl-refresh", arguments.ttl_refresh)
     if (ttl > 0) != (refresh > 0):
-        raise ConfigurationError(f"-ttl={ttl} and -ttl-refresh={refresh}: give both, or neither")
+        raise Unusable(f"-ttl={ttl} and -ttl-refresh={refresh}: give both, or neither")
     if ttl > 0 and ttl <= refresh:
-        raise ConfigurationError(f"-ttl={ttl} must be greater than -ttl-refresh={refresh}")
+        raise Unusable(f"-ttl={ttl} must be greater than -ttl-refresh={refresh}")
     retry_interval = _whole("-retry-interval", arguments.retry_interval)
     if retry_interval <= 0:
-        raise ConfigurationError(f"-retry-interval={retry_interval} must be greater than 0 milliseconds")
+        raise Unusable(f"-retry-interval={retry_interval} must be greater than 0 milliseconds")
     attempts = arguments.retry_attempts
     retry_attempts = None if attempts is None else _whole("-retry-attempts", attempts, minimum=-1)
-    if arguments.deregister not in ("always", "on-success"):
-        raise ConfigurationError(f"-deregister={arguments.deregister!r} must be 'always' or 'on-success'")
+    if arguments.deregister not in ("always", "on-success", "never"):
+        raise Unusable(f"-deregister={arguments.deregister!r} must be 'always', 'on-success' or 'never'")
     return Settings(
         uri=uri,
         discovery=discovery,
@@ -192,18 +239,31 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
             tags=_tags(arguments.tags),
             network=arguments.network,
             allow_loopback=arguments.allow_loopback,
+            suffix=arguments.suffix,
+            allow_names=tuple(arguments.allow_name),
+            label_filter=tuple(_label(raw) for raw in arguments.label_filter),
             allow_script_checks=arguments.allow_script_checks,
+            healthcheck=not arguments.no_healthcheck,
+            ready=arguments.ready,
+            drain=arguments.drain,
+            deregister=arguments.deregister,
+            keep_failed=_duration("--keep-failed", arguments.keep_failed),
+            heartbeat=float(ttl),
         ),
         owner=arguments.owner,
         resync=None if arguments.resync is None else float(_whole("-resync", arguments.resync)),
         retry_attempts=retry_attempts,
         retry_interval=retry_interval / 1000,
+        heartbeat_interval=float(refresh),
         deregister_on_exit=arguments.deregister_on_exit,
     )
 
 
 SWITCHES: Final = frozenset(
-    {"internal", "explicit", "cleanup", "allow-loopback", "allow-script-checks", "deregister-on-exit"}
+    {
+        *("internal", "explicit", "cleanup", "allow-loopback", "allow-script-checks", "deregister-on-exit"),
+        *("ready", "no-healthcheck"),
+    }
 )
 
 
@@ -220,6 +280,22 @@ def _whole(option: str, raw: str, *, minimum: int = 0) -> int:
     if number < minimum and option != "-retry-interval":
         raise ConfigurationError(f"{option}={number} is not possible; give at least {minimum}")
     return number
+
+
+def _duration(option: str, raw: str) -> float:
+    if not raw:
+        return float("inf")
+    try:
+        return parse_duration(raw)
+    except ValueError as exc:
+        raise ConfigurationError(f"{option}={raw!r}: {exc}") from None
+
+
+def _label(raw: str) -> tuple[str, str | None]:
+    label, equals, value = raw.partition("=")
+    if not label:
+        raise ConfigurationError(f"--label-filter={raw!r} names no label; write LABEL or LABEL=VALUE")
+    return label, value if equals else None
 
 
 def _address(raw: str) -> str:

@@ -1,44 +1,39 @@
 """What should be registered for one container, with the reason for every value.
 
     Container ── Metadata ──┐
-    Rules (the operator) ───┼──> desire() ──> Desired ──> one Decision per port
-    Host (owner, address) ──┘                              Registration, or why there is none
-
-Where a port is reached, by the container's network:
-
-    network             default                          with -internal
-    bridge, own         the port's binding on the host   container's address, inner port
-    host                node's address, inner port       node's address, inner port
-    container:X         X's binding of that port         X's address, inner port
-    none                not registered                   not registered
-    macvlan, ipvlan     not published, so not registered container's address, inner port
+    Rules (the operator) ───┼──> desire() ──> Desired ──> one Decision per port and name
+    Host (owner, address) ──┘                   │          Registration, or why there is none
+    what is registered now ─┘                   ├── kept: what stays visible of a container that ended
+                                                └── reports, probes: what is to be told of it later
 
 Laws:
 - Pure: the same arguments give the same answer, byte for byte, so that an unchanged container is
   recognised and never written again.
-- Address and port are always of one binding, or both of the container: never one of each.
-- An empty address means the node's, and Consul answers with what its agent advertises.
-- A fault costs only the value it stands in.
+- A container is not trusted. A fault in what it says, or what the operator does not allow it, costs only
+  the value it stands in, and becomes a ``Problem``.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final
 
 from discovery.errors import InvalidName
-from discovery.model import Address, Registration, ServiceID, ServiceName
+from discovery.model import Check, Registration, ServiceID, ServiceName, Weights
 from discovery.names import service_name
-from registrar.checks import Target, parse_checks
-from registrar.containers import Binding, Container, Port
-from registrar.metadata import Metadata, Problem, Value, split_tags
+from registrar.checks import Probe, Target, parse_checks
+from registrar.containers import Container, Port
+from registrar.metadata import Extensions, Metadata, Problem, Value, split_tags
 from registrar.owner import MARKS, Owner
+from registrar.places import Place, find_place, label_problem
+from registrar.rules import Rules
+from registrar.status import Report, container_check, describe_end, failed, kept, report_on
 
-__all__ = ["TAG_FIELD", "TAG_FIELDS", "TAG_MAPS", "Choice", "Decision", "Desired", "Host", "Rules", "desire"]
+__all__ = ["TAG_FIELD", "TAG_FIELDS", "TAG_MAPS", "Choice", "Decision", "Desired", "Host", "desire"]
 
 # Consul's limits on service Meta (Consul: "Define services", meta): a service over them is rejected whole.
 MAX_META_PAIRS: Final = 64
@@ -55,28 +50,6 @@ TAG_MAPS: Final = ("label", "env")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
 _KNOWN_KEYS: Final = frozenset({"name", "tags", "id", "ignore"})
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the operator decided about registrations; Registrator's options of the same names."""
-
-    ip: str = ""
-    """Register every published port at this address, whatever it is bound to."""
-    internal: bool = False
-    """Register the container's own address and the port inside."""
-    explicit: bool = False
-    """Register only ports that are given a SERVICE_NAME."""
-    use_ip_from_label: str = ""
-    """Name of a label that holds the address to register."""
-    tags: tuple[str, ...] = ()
-    """Added to the tags of every service; ``{container}`` and the like are filled in."""
-    network: str = ""
-    """With ``internal``: the network whose address is registered, where the container is attached to it."""
-    allow_loopback: bool = False
-    """Register ports bound to a loopback address, which only this host can reach."""
-    allow_script_checks: bool = False
-    """Let containers have commands run on the agent's host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +73,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one port."""
+    """What becomes of one port, under one name."""
 
     port: Port
     registration: Registration | None
@@ -109,6 +82,7 @@ class Decision:
     choices: tuple[Choice, ...] = ()
     default_id: bool = False
     """True when the id was made by the rule and not given by the container."""
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,41 +92,52 @@ class Desired:
     container: Container
     decisions: tuple[Decision, ...]
     problems: tuple[Problem, ...] = ()
+    kept: tuple[Registration, ...] = ()
+    """What stays registered, as critical, although the container does not serve."""
+    reports: tuple[Report, ...] = ()
+    """What the agent is to be told of checks that the registrar keeps."""
+    look_again: float | None = None
+    """Seconds after which this is no longer what is desired."""
 
     @property
     def registrations(self) -> tuple[Registration, ...]:
-        return tuple(decision.registration for decision in self.decisions if decision.registration)
+        return (*(one.registration for one in self.decisions if one.registration), *self.kept)
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The commands that are to be run inside the container."""
+        return tuple(probe for one in self.decisions for probe in one.probes)
 
     @property
     def default_ids(self) -> frozenset[ServiceID]:
         """The ids that the rule made."""
-        return frozenset(
-            decision.registration.id
-            for decision in self.decisions
-            if decision.registration and decision.default_id
-        )
+        return frozenset(one.registration.id for one in self.decisions if one.registration and one.default_id)
 
 
-def desire(container: Container, rules: Rules, host: Host, *, stopping: str = "") -> Desired:
+def desire(
+    container: Container,
+    rules: Rules,
+    host: Host,
+    *,
+    stopping: str = "",
+    previous: Collection[Registration] = (),
+    now: int = 0,
+) -> Desired:
     """Decide what should be registered for *container*.
 
     Args:
         container: as inspected; one in another's network already ``joined`` with that.
-        stopping: why it is about to end although it still runs, for example ``signal 15``; then nothing
-            is registered, so that nobody is sent to an instance that is closing its doors.
+        stopping: why it is about to end although it still runs, for example ``signal 15``: nobody shall
+            be sent to an instance that is closing its doors.
+        previous: what is registered for it now. Only of this can anything be kept when it has ended,
+            because Docker then no longer tells where it was.
+        now: nanoseconds on the engine's clock, to which a kept registration's age is counted.
     """
     metadata = Metadata.of(container)
-    return _Deciding(container, rules, host, metadata, list(metadata.problems)).decide(stopping)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a port is reached."""
-
-    address: str
-    port: int
-    rule: str
-    tagged: Mapping[str, Address] = field(default_factory=lambda: MappingProxyType({}))
+    deciding = _Deciding(container, rules, host, metadata, list(metadata.problems))
+    if reason := deciding.not_serving(stopping):
+        return deciding.keep(reason, stopping, previous, now)
+    return deciding.register()
 
 
 @dataclass(slots=True)
@@ -165,116 +150,198 @@ class _Deciding:
     metadata: Metadata
     problems: list[Problem]
 
-    def decide(self, stopping: str) -> Desired:
-        if reason := self._down(stopping):
-            decisions = [Decision(port, None, reason) for port in self.container.ports]
-            return Desired(self.container, tuple(decisions), self.metadata.problems)
-        eligible = [port for port in self.container.ports if not self._unreachable(port)]
-        several = len(eligible) > 1
-        decisions = [
-            Decision(port, None, reason)
-            if (reason := self._unreachable(port) or self._unwanted(port))
-            else self._register(port, several)
-            for port in self.container.ports
-        ]
-        return Desired(self.container, tuple(self._with_distinct_ids(decisions)), tuple(self.problems))
+    # A container that does not serve ---------------------------------------------------------------------
 
-    # Whether ---------------------------------------------------------------------------------------------
-
-    def _down(self, stopping: str) -> str:
+    def not_serving(self, stopping: str) -> str:
+        """Say why nobody should be sent to the container, or return ``""``."""
         state = self.container.state
         if state.paused:
             return "the container is paused"
         if state.restarting:
-            return "the container waits to be started again"
+            return f"the container waits to be started again; it {describe_end(self.container)}"
         if not state.running:
             return "the container does not run"
-        return f"the container is stopping ({stopping})" if stopping else ""
-
-    def _unreachable(self, port: Port) -> str:
-        """Say why nobody could reach *port*, or return ``""``."""
-        mode = self.container.network_mode
-        if mode == "host":
-            return ""
-        if mode == "none":
-            return "the container has no network"
-        if self.container.shared_network:
-            return f"the container whose network this one uses, {mode}, cannot be found"
-        if self.rules.internal:
-            if self._label_address() or self._network_address()[0]:
-                return ""
-            return "the container has no address in any network"
-        if not port.bindings:
-            return "the port is not published (-internal registers such ports)"
-        if not self._usable_bindings(port):
-            hosts = ", ".join(sorted({binding.host_ip for binding in port.bindings}))
-            return f"the port is published on {hosts} only, out of reach for others (--allow-loopback)"
+        if stopping and self.rules.drain != "off":
+            return f"the container is stopping ({stopping})"
         return ""
 
-    def _unwanted(self, port: Port) -> str:
+    def keep(self, reason: str, stopping: str, previous: Collection[Registration], now: int) -> Desired:
+        """Decide what stays visible of a container that does not serve."""
+        decisions = tuple(Decision(port, None, reason) for port in self.container.ports)
+        rules, state = self.rules, self.container.state
+        look_again: float | None = None
+        if state.paused:
+            stays = False
+        elif state.up:
+            stays = rules.drain == "maintenance" or rules.deregister == "never"
+        else:
+            stays = rules.deregister == "never" or (
+                rules.deregister == "on-success" and failed(self.container)
+            )
+            left = rules.keep_failed - max(0, now - state.finished_at) / 1e9
+            stays = stays and left > 0
+            if stays and left < float("inf"):
+                look_again = left
+        registrations = [
+            self.host.owner.sign(registration, self.container.id)
+            for registration in (kept(previous, rules) if stays else ())
+        ]
+        return Desired(
+            self.container,
+            decisions,
+            kept=tuple(registrations),
+            reports=tuple(report_on(self.container, one.id, stopping) for one in registrations),
+            look_again=look_again,
+        )
+
+    # One that serves -------------------------------------------------------------------------------------
+
+    def register(self) -> Desired:
+        extensions = Extensions.of(self.container)
+        self.problems.extend(extensions.problems)
+        if problem := label_problem(self.container, self.rules):
+            self.problems.append(problem)
+        container = extensions.applied_to(self.container)
+        ports = container.ports
+        places = {port: find_place(container, port, self.rules) for port in ports}
+        several = sum(isinstance(place, Place) for place in places.values()) > 1
+        unwanted = self._unwanted()
+        decisions: list[Decision] = []
+        for port, place in places.items():
+            if isinstance(place, str):
+                decisions.append(Decision(port, None, place))
+            elif reason := unwanted or self._unwanted_port(port):
+                decisions.append(Decision(port, None, reason))
+            else:
+                decisions.extend(self._register(port, place, several, extensions))
+        decisions = list(self._with_distinct_ids(decisions))
+        check_ids = {check.id for one in decisions if one.registration for check in one.registration.checks}
+        reports = (
+            report_on(self.container, one.registration.id, "") for one in decisions if one.registration
+        )
+        return Desired(
+            self.container,
+            tuple(decisions),
+            tuple(self.problems),
+            reports=tuple(report for report in reports if report.check_id in check_ids),
+        )
+
+    def _unwanted(self) -> str:
+        """Say why nothing of this container is registered, or return ``""``."""
+        for label, value in self.rules.label_filter:
+            if label not in self.container.labels:
+                return f"--label-filter, and there is no label {label}"
+            if value is not None and self.container.labels[label] != value:
+                return f"--label-filter, and label {label} is not {value!r}"
+        health = self.container.state.health
+        if self.rules.ready and health and health.status == "starting":
+            return "--ready, and the healthcheck has not passed yet"
+        return ""
+
+    def _unwanted_port(self, port: Port) -> str:
         values = self.metadata.for_port(port)
         # Any value counts, "false" too: that is how Registrator reads it, and hosts rely on it.
         if (ignore := values.get("ignore")) and ignore.text:
             return f"ignored by {ignore.origin}={ignore.text}"
-        if self.rules.explicit and not _text(values, "name"):
+        name = values.get("name")
+        if self.rules.explicit and not (name and name.text):
             return "-explicit, and no SERVICE_NAME is given"
         return ""
 
-    # What ------------------------------------------------------------------------------------------------
-
-    def _register(self, port: Port, several: bool) -> Decision:
+    def _register(
+        self, port: Port, place: Place, several: bool, extensions: Extensions
+    ) -> Iterator[Decision]:
+        """Decide on one port: one registration under each of its names."""
         values = self.metadata.for_port(port)
-        place = self._place(port)
-        name, name_rule = self._name(port, values, several)
-        service_id, id_rule, default_id = self._id(port, values, several)
+        first_id, id_rule, default_id = self._id(port, values, several)
         tags = self._tags(port, values)
         meta = self._meta(values)
-        target = Target(
-            container_name=self.container.name,
-            container_id=self.container.id,
-            host=place.address or self.host.node_address,
-            port=place.port,
-            allow_scripts=self.rules.allow_script_checks,
-        )
-        checks, check_problems = parse_checks(values, target)
-        self.problems.extend(check_problems)
-        registration = Registration(
-            id=service_id,
-            name=name,
-            port=place.port,
-            address=place.address,
-            tags=tuple(dict.fromkeys(tag for tag, _ in tags)),
-            meta=MappingProxyType({key: value.text for key, value in sorted(meta.items())}),
-            tagged_addresses=place.tagged,
-            checks=checks,
-        )
+        weight, weight_rule = extensions.weight(port)
+        override, override_rule = extensions.tag_override(port)
         check_rules = ", ".join(
             value.origin for key, value in values.items() if key.startswith("check_") and value.text
         )
-        choices = [
-            Choice("name", name, name_rule),
-            Choice("id", service_id, id_rule),
-            Choice("address", place.address or "(the node's)", place.rule),
-            Choice("port", str(place.port), place.rule),
-            *(Choice("tag", tag, rule) for tag, rule in tags),
-            *(Choice(f"meta {key}", value.text, value.origin) for key, value in sorted(meta.items())),
-            *(Choice("check", _describe(check), check_rules) for check in checks),
-        ]
-        signed = self.host.owner.sign(registration, self.container.id)
-        return Decision(port, signed, place.rule, tuple(choices), default_id)
+        for position, (name, name_rule) in enumerate(self._names(port, values, several)):
+            if not self._allowed(name, name_rule, values):
+                reason = f"the name {name!r} is not among those of --allow-name"
+                yield Decision(port, None, reason)
+                continue
+            # A port has one id under its first name; under the others they are told apart by those.
+            service_id = ServiceID(f"{first_id}:{name}") if position else first_id
+            target = Target(
+                container_name=self.container.name,
+                container_id=self.container.id,
+                service_id=service_id,
+                host=place.address or self.host.node_address,
+                port=place.port,
+                allow_scripts=self.rules.allow_script_checks,
+            )
+            checks, probes, check_problems = parse_checks(values, target)
+            for problem in check_problems:
+                self._add(problem)
+            registration = Registration(
+                id=service_id,
+                name=name,
+                port=place.port,
+                address=place.address,
+                tags=tuple(dict.fromkeys(tag for tag, _ in tags)),
+                meta=MappingProxyType({key: value.text for key, value in sorted(meta.items())}),
+                tagged_addresses=place.tagged,
+                weights=Weights(passing=weight),
+                enable_tag_override=override,
+                checks=(*checks, *self._own_checks(service_id)),
+            )
+            choices = [
+                Choice("name", name, name_rule),
+                Choice("id", service_id, id_rule),
+                Choice("address", place.address or "(the node's)", place.rule),
+                Choice("port", str(place.port), place.rule),
+                *(Choice("tag", tag, rule) for tag, rule in tags),
+                *(Choice(f"meta {key}", value.text, value.origin) for key, value in sorted(meta.items())),
+                *(Choice("check", _describe(check), check_rules) for check in checks),
+                *(
+                    Choice("check", _describe(check), self._own_rule())
+                    for check in self._own_checks(service_id)
+                ),
+                *([Choice("weight", str(weight), weight_rule)] if weight_rule else []),
+                *([Choice("tag override", str(override), override_rule)] if override_rule else []),
+            ]
+            signed = self.host.owner.sign(registration, self.container.id)
+            yield Decision(port, signed, place.rule, tuple(choices), default_id and not position, probes)
 
-    def _name(self, port: Port, values: Mapping[str, Value], several: bool) -> tuple[ServiceName, str]:
+    def _own_checks(self, service_id: ServiceID) -> tuple[Check, ...]:
+        return (container_check(service_id, self.rules),) if self._own_rule() else ()
+
+    def _own_rule(self) -> str:
+        """Say why the registrar keeps a check of this container, or return ``""``."""
+        if self.rules.healthcheck and self.container.state.health is not None:
+            return "the container's HEALTHCHECK"
+        return "-ttl" if self.rules.heartbeat else ""
+
+    def _names(
+        self, port: Port, values: Mapping[str, Value], several: bool
+    ) -> Iterable[tuple[ServiceName, str]]:
+        """Return the names of a port, each with its rule. ``SERVICE_NAME`` may list several."""
         given = values.get("name")
-        name, rule = self._image_name()
-        if given and given.text:
-            try:
-                name, rule = service_name(given.text, origin=given.origin), given.origin
-            except InvalidName as exc:
-                self._problem(given, f"{exc}; {name!r} is used")
+        names: dict[ServiceName, str] = {}
+        if given:
+            for text in filter(None, given.text.split(",")):
+                try:
+                    names[service_name(text, origin=given.origin)] = given.origin
+                except InvalidName as exc:
+                    self._problem(given, str(exc))
+        if not names:
+            names = dict([self._image_name()])
         # A name given for the port itself is final, even one given as empty: Registrator's users count on it.
-        if several and not (given and given.for_port):
-            return ServiceName(f"{name}-{port.number}"), f"{rule}, with the port because there are several"
-        return name, rule
+        for_port = bool(given and given.for_port)
+        match self.rules.suffix:
+            case "auto" if several and not for_port:
+                rule = ", with the port because there are several"
+            case "always" if not for_port:
+                rule = ", with the port because of --suffix always"
+            case _:
+                return names.items()
+        return [(ServiceName(f"{name}-{port.number}"), origin + rule) for name, origin in names.items()]
 
     def _image_name(self) -> tuple[ServiceName, str]:
         """Return the last part of the image's name, without registry, tag and digest."""
@@ -283,6 +350,15 @@ class _Deciding:
         if not name or name == "sha256" or _DIGEST.match(name):
             return ServiceName(self.container.name), f"container name, as the image {image!r} has none"
         return ServiceName(name), f"image {image}"
+
+    def _allowed(self, name: str, rule: str, values: Mapping[str, Value]) -> bool:
+        patterns = self.rules.allow_names
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns):
+            return True
+        origin = values["name"].origin if "name" in values else rule
+        message = f"the operator allows only names like {', '.join(patterns)}"
+        self._add(Problem(self.container.name, origin, name, message))
+        return False
 
     def _id(self, port: Port, values: Mapping[str, Value], several: bool) -> tuple[ServiceID, str, bool]:
         protocol = "" if port.protocol == "tcp" else f":{port.protocol}"
@@ -358,93 +434,10 @@ class _Deciding:
             else:
                 yield decision
 
-    # Where -----------------------------------------------------------------------------------------------
-
-    def _place(self, port: Port) -> _Place:
-        """Return where a port that is not ``_unreachable`` is reached."""
-        label_address = self._label_address()
-        if self.container.network_mode == "host":
-            place = _Place("", port.number, "host network: the node's address and the port inside")
-        elif self.rules.internal:
-            address, rule = self._network_address()
-            place = _Place(address, port.number, f"-internal: {rule}")
-        else:
-            place = self._published(port)
-        if self.rules.ip and not self.rules.internal and not label_address:
-            place = _Place(self.rules.ip, place.port, f"-ip, with the port of: {place.rule}")
-        if label_address:
-            rule = f"label {self.rules.use_ip_from_label} (-useIpFromLabel)"
-            place = _Place(label_address, place.port, rule)
-        return place
-
-    def _published(self, port: Port) -> _Place:
-        usable = self._usable_bindings(port)
-        first = usable[0]
-        rule = f"published as {_endpoint(first)}"
-        others = sorted({b.host_port for b in usable} - {first.host_port})
-        if others:
-            rule += f" (also as {', '.join(map(str, others))})"
-        # Both families under one port: clients of either find theirs in the tagged addresses.
-        specific = [b for b in usable if b.host_ip and b.host_port == first.host_port]
-        families: dict[str, Address] = {}
-        for binding in specific:
-            family = "lan_ipv6" if ":" in binding.host_ip else "lan_ipv4"
-            families.setdefault(family, Address(binding.host_ip, binding.host_port))
-        tagged = families if first.host_ip and len(families) > 1 else {}
-        return _Place(first.host_ip, first.host_port, rule, MappingProxyType(tagged))
-
-    def _usable_bindings(self, port: Port) -> Sequence[Binding]:
-        """Return the bindings that others can reach, the one to register first.
-
-        Best is every address of the host, then a given one; IPv4 before IPv6; the lowest port.
-        """
-
-        def preference(binding: Binding) -> tuple[bool, bool, bool, int, str]:
-            return (
-                _is_loopback(binding.host_ip),
-                bool(binding.host_ip),
-                ":" in binding.host_ip,
-                binding.host_port,
-                binding.host_ip,
-            )
-
-        usable = (b for b in port.bindings if self.rules.allow_loopback or not _is_loopback(b.host_ip))
-        return sorted(usable, key=preference)
-
-    def _network_address(self) -> tuple[str, str]:
-        """Return the container's own address and the rule that chose it."""
-        networks = {network.name: network for network in self.container.networks}
-        own = self.container.network_mode
-        preferred = [self.rules.network, "bridge" if own in ("default", "") else own, *sorted(networks)]
-        for name in preferred:
-            network = networks.get(name)
-            if network and (network.ipv4 or network.ipv6):
-                why = " (--network)" if name == self.rules.network else ""
-                return network.ipv4 or network.ipv6, f"the container's address in network {name}{why}"
-        return "", ""
-
-    def _label_address(self) -> str:
-        """Return the address in the label of ``-useIpFromLabel``, without a prefix length."""
-        label = self.rules.use_ip_from_label
-        raw = self.container.labels.get(label, "") if label else ""
-        if not raw:
-            return ""
-        text = raw.rpartition("/")[0] or raw
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError:
-            message = "it is no IP address; write for example 10.0.0.5 or 10.0.0.5/24"
-        else:
-            if not address.is_unspecified and (self.rules.allow_loopback or not address.is_loopback):
-                return text
-            message = "nobody else can reach this address; write that of the network"
-        problem = Problem(self.container.name, f"label {label}", raw, message)
-        if problem not in self.problems:
-            self.problems.append(problem)
-        return ""
-
     def _problem(self, value: Value, message: str) -> None:
-        problem = Problem(self.container.name, value.origin, value.text, message)
+        self._add(Problem(self.container.name, value.origin, value.text, message))
+
+    def _add(self, problem: Problem) -> None:
         if problem not in self.problems:  # a generic value is met again at every port
             self.problems.append(problem)
 
@@ -461,26 +454,6 @@ def _meta_problem(key: str, text: str) -> str:
     return ""
 
 
-def _text(values: Mapping[str, Value], key: str) -> str:
-    value = values.get(key)
-    return value.text if value else ""
-
-
-def _is_loopback(host_ip: str) -> bool:
-    return bool(host_ip) and ipaddress.ip_address(host_ip).is_loopback
-
-
-def _endpoint(binding: Binding) -> str:
-    host = binding.host_ip or "*"
-    return f"[{host}]:{binding.host_port}" if ":" in host else f"{host}:{binding.host_port}"
-
-
-def _describe(check: object) -> str:
+def _describe(check: Check) -> str:
     """Return a check in a few words: what is set in it."""
-    fields = getattr(check, "__dataclass_fields__", {})
-    set_fields = {
-        name: value
-        for name in fields
-        if (value := getattr(check, name)) not in (None, "", (), False) and value
-    }
-    return " ".join(f"{name}={value!r}" for name, value in set_fields.items())
+    return " ".join(f"{one.name}={value!r}" for one in fields(check) if (value := getattr(check, one.name)))

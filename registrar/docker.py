@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +36,7 @@ __all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream"]
 _SOCKETS: Final = ("/var/run/docker.sock", "/tmp/docker.sock")  # noqa: S108 where Registrator's users mount it
 _REQUEST_TIMEOUT: Final = 10.0  # s; an engine that takes longer for one container is as good as away
 _KNOCK_TIMEOUT: Final = 2.0  # s
+_MAX_OUTPUT: Final = 4096  # octets of a command's output; Consul keeps no more
 _MAX_JOINS: Final = 8
 """Containers in each other's network that are followed; Docker itself allows no circle, Podman may."""
 
@@ -49,7 +51,7 @@ _FAILURES: Final = (
 
 
 class DockerUnavailable(DiscoveryError, ConnectionError):
-    """The Docker engine could not be asked, or broke off."""
+    """The Docker engine could not be asked, broke off, or refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,9 @@ class Docker:
         self._env = dict(os.environ if env is None else env)
         self._timeout = timeout
         self._client: docker.APIClient | None = None
+        self._executing_lock = threading.Lock()
+        self._executing: set[requests.Response] = set()
+        self._cancelled = False
 
     @property
     def where(self) -> str:
@@ -227,6 +232,59 @@ class Docker:
             target = other
         return found.joined(target) if target is not found else found
 
+    def execute(
+        self, container: ContainerID, args: tuple[str, ...], timeout: float
+    ) -> tuple[int | None, str]:
+        """Run a command inside a container.
+
+        Docker cannot end a command: one that takes too long is only no longer waited for.
+
+        Returns:
+            The exit code, None when it took longer than *timeout* seconds, and the output's beginning.
+
+        Raises:
+            DockerUnavailable: Docker is away, or does not run it: no such container, no such program.
+        """
+        client = self._connected()
+        deadline = time.monotonic() + timeout
+        output = b""
+        with self._translated():
+            made = client.exec_create(container, list(args), tty=True)["Id"]
+            url = f"{client.base_url}/v{client.api_version}/exec/{made}/start"
+            # With a terminal the output comes as it is, without the framing of two streams.
+            body = {"Detach": False, "Tty": True}
+            with client.post(url, json=body, stream=True, timeout=(self._timeout, timeout)) as response:
+                response.raise_for_status()
+                with self._cancellable(response):
+                    try:
+                        while chunk := response.raw.read1(_MAX_OUTPUT):
+                            output = (output + chunk)[:_MAX_OUTPUT]
+                            if time.monotonic() >= deadline:
+                                return None, output.decode(errors="replace")
+                    except urllib3.exceptions.ReadTimeoutError:
+                        return None, output.decode(errors="replace")
+            code = client.exec_inspect(made)["ExitCode"]
+        return code, output.decode(errors="replace")
+
+    def cancel(self) -> None:
+        """Make every ``execute`` under way, and every later one, fail now."""
+        with self._executing_lock:
+            self._cancelled = True
+            for response in self._executing:
+                response.raw.shutdown()
+
+    @contextlib.contextmanager
+    def _cancellable(self, response: requests.Response) -> Iterator[None]:
+        with self._executing_lock:
+            if self._cancelled:
+                raise OSError("cancelled")
+            self._executing.add(response)
+        try:
+            yield
+        finally:
+            with self._executing_lock:
+                self._executing.discard(response)
+
     def close(self) -> None:
         """Close every connection but those of event streams; idempotent."""
         if self._client is not None:
@@ -250,6 +308,8 @@ class Docker:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except docker.errors.APIError as exc:
+            raise DockerUnavailable(f"Docker at {self.where} refuses: {exc.explanation or exc}") from exc
         except _FAILURES as exc:
             # The SDK wraps the operating system's words several times; the innermost are for people.
             cause: BaseException = exc

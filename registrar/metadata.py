@@ -5,6 +5,14 @@
     SERVICE_<port>_<KEY>                for one port, tcp and udp alike
     SERVICE_<port>_<tcp|udp|sctp>_<KEY> for one port of one protocol (a range can be narrowed so too)
 
+What Registrator has no word for stands in labels of our own, so that no ``SERVICE_`` key, all of which
+Registrator makes Meta of, gets another meaning:
+
+    portcall.expose=9000,53/udp,0       ports besides those that the image exposes; 0: no port at all
+    portcall.network=NAME               with -internal: the network whose address is registered
+    portcall.weight=N                   DNS SRV weight (1 to 65535); portcall.<port>.weight for one port
+    portcall.tag-override=true          others may set the tags (Consul: EnableTagOverride); also per port
+
 Laws:
 - Pure.
 - The more exact form wins; between two equally exact ones a label wins over a variable, and between two
@@ -19,14 +27,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, cast
 
-from registrar.containers import Container, Port
+from registrar.containers import Container, Port, Protocol
 
-__all__ = ["Metadata", "Problem", "Value", "split_tags"]
+__all__ = ["Extensions", "Metadata", "Problem", "Value", "split_tags"]
 
 PREFIX: Final = "SERVICE_"
+EXTENSION_PREFIX: Final = "portcall."
+EXTENSIONS: Final = ("expose", "network", "weight", "tag-override", "<port>.weight", "<port>.tag-override")
 
 _SCOPED: Final = re.compile(r"(?P<low>\d+)(?:-(?P<high>\d+))?(?:_(?P<protocol>tcp|udp|sctp))?_(?P<key>.+)\Z")
 _GENERIC_RANK: Final = (0, 0, 0)
@@ -109,6 +119,86 @@ class Metadata:
     def generic(self) -> Mapping[str, Value]:
         """Return what was said of the container as a whole."""
         return {entry.key: entry.value for entry in self.entries if entry.rank[0] == 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What the labels of our own say."""
+
+    container: str
+    labels: Mapping[str, str]
+    """Without their prefix."""
+    ports: tuple[Port, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def of(cls, container: Container) -> Extensions:
+        labels: dict[str, str] = {}
+        ports: list[Port] = []
+        problems: list[Problem] = []
+        for label, text in container.labels.items():
+            if not label.startswith(EXTENSION_PREFIX):
+                continue
+            key = label.removeprefix(EXTENSION_PREFIX)
+            try:
+                ports.extend(_check_extension(key, text))
+            except ValueError as exc:
+                problems.append(Problem(container.name, f"label {label}", text, str(exc)))
+            else:
+                labels[key] = text
+        return cls(container.name, labels, tuple(ports), tuple(problems))
+
+    def applied_to(self, container: Container) -> Container:
+        """Return *container* with the ports that its labels add."""
+        known = {(port.number, port.protocol) for port in container.ports}
+        added = (port for port in self.ports if (port.number, port.protocol) not in known)
+        return replace(container, ports=(*container.ports, *added))
+
+    def weight(self, port: Port) -> tuple[int, str]:
+        """Return the weight of *port* and the label that gave it; 1 and ``""`` without one."""
+        text, origin = self._for_port(port, "weight")
+        return (int(text), origin) if origin else (1, "")
+
+    def tag_override(self, port: Port) -> tuple[bool, str]:
+        text, origin = self._for_port(port, "tag-override")
+        return text == "true", origin
+
+    def _for_port(self, port: Port, key: str) -> tuple[str, str]:
+        for exact in (f"{port.number}.{key}", key):
+            if exact in self.labels:
+                return self.labels[exact], f"label {EXTENSION_PREFIX}{exact}"
+        return "", ""
+
+
+def _check_extension(key: str, text: str) -> list[Port]:
+    """Check one label of our own; returns the ports that it adds.
+
+    Raises:
+        ValueError: what is wrong with it, and what would be right.
+    """
+    name = key.partition(".")[2] if key.partition(".")[0].isdecimal() else key
+    match name:
+        case "weight":
+            # Consul: a weight has 16 bits, as in an SRV record (RFC 2782).
+            if not text.isdecimal() or not 1 <= int(text) <= 65535:
+                raise ValueError("it is no weight; write a number from 1 to 65535")
+        case "tag-override":
+            if text not in ("true", "false"):
+                raise ValueError("it is neither true nor false; write true or false")
+        case "network" if key == name:
+            pass
+        case "expose" if key == name:
+            return [_exposed(part) for part in text.split(",")]
+        case _:
+            raise ValueError(f"there is no such label; known: {', '.join(EXTENSIONS)}")
+    return []
+
+
+def _exposed(text: str) -> Port:
+    number, _, protocol = text.strip().partition("/")
+    if not number.isdecimal() or int(number) > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
+        raise ValueError(f"{text.strip()!r} is no port; write for example 9000 or 53/udp")
+    return Port(int(number), cast(Protocol, protocol or "tcp"))
 
 
 def _entry(rest: str, text: str, origin: str, source: int) -> _Entry | str:

@@ -96,6 +96,16 @@ class Picture:
         with self._lock:
             return frozenset(self._ours)
 
+    def everything(self) -> Mapping[ServiceID, Registration]:
+        """Return all that the agent has, whoever it belongs to."""
+        with self._lock:
+            return dict(self._actual)
+
+    def of(self, container: ContainerID) -> tuple[Registration, ...]:
+        """Return what is registered for *container*."""
+        with self._lock:
+            return tuple(self._actual[service_id] for service_id in self._ours.get(container, ()))
+
     def ours(self) -> Mapping[ServiceID, Registration]:
         """Return all that is ours."""
         with self._lock:

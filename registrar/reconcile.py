@@ -34,8 +34,15 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from discovery.backends import AgentInfo, Backend, Reader
-from discovery.errors import AccessDenied, DiscoveryError, RegistryError, RegistryOverloaded
+from discovery.errors import (
+    AccessDenied,
+    DiscoveryError,
+    RegistryError,
+    RegistryOverloaded,
+    UnknownResource,
+)
 from discovery.model import NodeName, NodeServicesQuery, ServiceID
+from registrar.checks import Probe
 from registrar.config import Settings
 from registrar.containers import Container, ContainerID, Summary
 from registrar.desired import Desired, Host, desire
@@ -43,6 +50,9 @@ from registrar.docker import EngineInfo, Event
 from registrar.owner import Owner, owner_name
 from registrar.picture import Picture, Row
 from registrar.plan import Plan, Write
+from registrar.prober import Executor, Prober
+from registrar.reporter import Reporter
+from registrar.status import Report
 from registrar.work import SURVEY, WorkQueue
 
 __all__ = ["Engine", "Events", "GaveUp", "Reconciler"]
@@ -79,7 +89,7 @@ class Events(Protocol):
         """End the subscription, from any thread."""
 
 
-class Engine(Protocol):
+class Engine(Executor, Protocol):
     """What the loop needs of a container engine; ``registrar.docker.Docker`` is the real one."""
 
     @property
@@ -153,6 +163,7 @@ class Reconciler:
         backend: the registry. Both stay the caller's to close.
         hostname: of this process; may become the owner's name.
         clock: monotonic seconds.
+        wall_clock: nanoseconds since the epoch; comparable with Docker's on the same host.
     """
 
     def __init__(
@@ -163,15 +174,20 @@ class Reconciler:
         *,
         hostname: str,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._engine = engine
         self._backend = backend
         self._settings = settings
         self._hostname = hostname
         self._clock = clock
+        self._wall_clock = wall_clock
         self._queue = WorkQueue(survey_interval=SURVEY_INTERVAL, clock=clock)
         self._stopping = threading.Event()
+        self._broken: Exception | None = None
         self._picture = Picture()
+        self._reporter = Reporter(backend)
+        self._prober = Prober(engine, self._probed, clock)
         self._pass_pauses = _Pauses()
         # Guards all that follows; held for memory only, never across I/O.
         self._lock = threading.Lock()
@@ -199,19 +215,24 @@ class Reconciler:
             GaveUp: the registry was not there in as many attempts as the settings allow.
         """
         self._await_registry()
+        targets = {
+            "registrar-docker": self._follow_engine,
+            "registrar-registry": self._follow_registry,
+            "registrar-heartbeat": self._beat,
+            **{f"registrar-worker-{number}": self._work for number in range(self._settings.workers)},
+        }
         threads = [
-            threading.Thread(target=self._follow_engine, name="registrar-docker"),
-            threading.Thread(target=self._follow_registry, name="registrar-registry"),
-            *(
-                threading.Thread(target=self._work, name=f"registrar-worker-{number}")
-                for number in range(self._settings.workers)
-            ),
+            threading.Thread(target=self._guard, args=(target,), name=name)
+            for name, target in targets.items()
         ]
         for thread in threads:
             thread.start()
-        self._keep_time()
+        self._guard(self._keep_time)
+        self._prober.close()
         for thread in threads:
             thread.join()
+        if self._broken is not None:
+            raise self._broken
         if self._settings.deregister_on_exit:
             self._deregister_all()
 
@@ -230,6 +251,14 @@ class Reconciler:
         """Have everything looked at now."""
         self._queue.survey()
 
+    def _guard(self, target: Callable[[], None]) -> None:
+        """Run a thread's work. One that broke would be missing unnoticed: all end with it."""
+        try:
+            target()
+        except Exception as exc:  # noqa: BLE001 it is raised again by ``run``
+            self._broken = exc
+            self.stop()
+
     def idle(self) -> bool:
         """True when there is nothing to do now."""
         return self._queue.idle()
@@ -246,6 +275,19 @@ class Reconciler:
                 probe = next(iter(self._denied), None)
             if probe is not None:
                 self._queue.add(probe)
+
+    def _beat(self) -> None:
+        """Renew the checks that we keep, where a heartbeat was asked for (``-ttl``)."""
+        if not self._settings.rules.heartbeat:
+            return
+        while not self._stopping.wait(self._settings.heartbeat_interval):
+            try:
+                for report in self._reporter.told():
+                    self._reporter.tell(report)
+            except UnknownResource:
+                self._queue.survey()
+            except DiscoveryError as exc:
+                self._say("heartbeat", logging.WARNING, f"cannot renew the heartbeat: {exc}", type(exc))
 
     def _deregister_all(self) -> None:
         for registration in self._picture.ours().values():
@@ -401,6 +443,7 @@ class Reconciler:
         pauses.reset()
         who = f"agent {agent.node}, Consul {agent.version}, " if agent else ""
         self._say("registry", logging.INFO, f"connected to the registry: {who}{self._backend.where}")
+        self._reporter.forget()  # an agent that was away may have restarted, and have lost it
         with self._lock:
             self._agent = agent
             self._registry_here = True
@@ -446,6 +489,12 @@ class Reconciler:
                 self._pass_pauses.reset()
             except DiscoveryError as exc:
                 self._failed(task, exc)
+            except Exception:
+                if task == SURVEY:
+                    raise
+                # Our fault. It shall cost this container alone, and be seen.
+                log.exception("cannot look at container %s", task[:12])
+                self._note_refused(ContainerID(task), refused=True)
             finally:
                 self._queue.done(task)
 
@@ -487,7 +536,11 @@ class Reconciler:
             self._queue.add(container)
 
     def _in_step(self, container: ContainerID, known: _Known) -> bool:
-        return known.desired is not None and self._picture.plan(container, known.desired).in_step
+        desired = known.desired
+        if desired is None or not self._picture.plan(container, desired).in_step:
+            return False
+        registered = {one.id for one in self._picture.of(container)}
+        return not any(report.service_id in registered for report in self._reporter.due(desired.reports))
 
     def _pass(self, container_id: ContainerID) -> None:
         """Look at one container, and write what differs."""
@@ -498,7 +551,16 @@ class Reconciler:
                 return
             known = self._containers.setdefault(container_id, _Known())
             stopping = self._stopping_reason(container) if container else ""
-        desired = desire(container, self._settings.rules, host, stopping=stopping) if container else None
+        desired: Desired | None = None
+        if container is not None:
+            desired = desire(
+                container,
+                self._settings.rules,
+                host,
+                stopping=stopping,
+                previous=self._picture.of(container_id),
+                now=self._wall_clock(),
+            )
         plan = self._picture.plan(container_id, desired, claim=True)
         try:
             refused = self._apply(plan, _why_removed(desired), known)
@@ -509,15 +571,45 @@ class Reconciler:
         with self._lock:
             if container is None:
                 self._forget(container_id)
-                return
-            known.desired = desired
-            self._sharing.pop(container_id, None)
-            if container.network_of:
-                self._sharing[container_id] = container.network_of
-            known.refused = frozenset(refusal.registration.id for refusal in plan.refusals)
-        if desired is not None:
-            for fault in (*desired.problems, *(f"not registered: {refusal}" for refusal in plan.refusals)):
-                self._once(known, logging.WARNING, str(fault))
+            else:
+                known.desired = desired
+                known.refused = frozenset(refusal.registration.id for refusal in plan.refusals)
+                self._sharing.pop(container_id, None)
+                if container.network_of:
+                    self._sharing[container_id] = container.network_of
+        self._follow_up(container_id, desired, known, plan)
+
+    def _follow_up(
+        self, container_id: ContainerID, desired: Desired | None, known: _Known, plan: Plan
+    ) -> None:
+        """Do what comes after the writes: tell the agent of our checks, and people of problems."""
+        registered = {one.id for one in self._picture.of(container_id)}
+        probes = desired.probes if desired else ()
+        self._prober.set(container_id, [probe for probe in probes if probe.service_id in registered])
+        if desired is None:
+            return
+        if desired.look_again is not None:
+            self._queue.add(container_id, after=desired.look_again)
+        for report in self._reporter.due(desired.reports):
+            if report.service_id in registered:
+                self._tell(container_id, report)
+        for fault in (*desired.problems, *(f"not registered: {refusal}" for refusal in plan.refusals)):
+            self._once(known, logging.WARNING, str(fault))
+
+    def _tell(self, container_id: ContainerID, report: Report) -> None:
+        try:
+            self._reporter.tell(report)
+        except UnknownResource:
+            # Somebody removed the check alone, which the list of services does not show: register anew.
+            self._picture.deregistered(report.service_id)
+            self._queue.add(container_id)
+
+    def _probed(self, probe: Probe, report: Report) -> None:
+        """Take the result of a command; called in the prober's threads."""
+        try:
+            self._tell(probe.container, report)
+        except DiscoveryError as exc:
+            self._say("probes", logging.WARNING, f"cannot report {probe.check_id}: {exc}", type(exc))
 
     def _look_at(self, container_id: ContainerID) -> Container | None:
         """Inspect a container; None when it is gone.
@@ -552,6 +644,7 @@ class Reconciler:
             service_id = write.registration.id
             if self._accepted(lambda: self._backend.register(write.registration), service_id, known):  # noqa: B023
                 self._picture.registered(write.registration)
+                self._reporter.forget(service_id)
                 log.info("%s", self._told_of(write))
             else:
                 refused = True
@@ -559,6 +652,7 @@ class Reconciler:
             service_id = removal.registration.id
             if self._accepted(lambda: self._backend.deregister(service_id), service_id, known):  # noqa: B023
                 self._picture.deregistered(service_id)
+                self._reporter.forget(service_id)
                 log.info("deregistered %s (%s)", service_id, why)
                 self._wake_those_who_want(service_id)
             else:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from registrar.containers import Container
-from registrar.desired import Decision, Desired, Host, Rules, desire
+from registrar.desired import Decision, Desired, Host, desire
 from registrar.owner import Owner
+from registrar.rules import Rules
 
 OWNER = Owner("host-1", "ENGN:0000:0001")
 HOST = Host(OWNER, "172.28.128.3")

@@ -26,7 +26,7 @@ OBEDIENT = ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
 """A process 1 that ends when it is asked to; a bare ``sleep`` would ignore SIGTERM there."""
 
 _STARTED = 30.0  # s
-_COMMANDS = ("sh", "sleep", "true", "false")
+_COMMANDS = ("sh", "sleep", "true", "test")
 
 
 class Dockerd:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from registrar.containers import Container, Summary, signal_number
+from registrar.containers import Container, ContainerID, Summary, signal_number
 from registrar.docker import DockerUnavailable, EngineInfo, Event
 from tests.registrar.build import container_id, raw_container
 
@@ -50,12 +50,15 @@ class FakeDocker:
         self.inspected: list[str] = []
         """Ids, in the order they were asked for."""
         self.lists = 0
+        self.executed: list[tuple[ContainerID, tuple[str, ...]]] = []
+        self.exits: dict[tuple[str, ...], tuple[int | None, str]] = {}
+        """What commands end with; 0 and no output unless given."""
         self._lock = threading.RLock()
         self._containers: dict[str, dict[str, Any]] = {}
         self._published: dict[str, dict[str, int | None]] = {}
         self._streams: list[_Stream] = []
         self._history: deque[tuple[int, Event]] = deque(maxlen=256)
-        self._now = _EPOCH
+        self.now = _EPOCH
         self._next_port = 32768
 
     # What the registrar asks ------------------------------------------------------------------------------
@@ -63,7 +66,7 @@ class FakeDocker:
     def connect(self) -> EngineInfo:
         with self._lock:
             self._check()
-            return EngineInfo(self.info.id, self.info.name, self.info.version, self._now // _SECOND)
+            return EngineInfo(self.info.id, self.info.name, self.info.version, self.now // _SECOND)
 
     def events(self, since: int) -> _Stream:
         with self._lock:
@@ -91,6 +94,17 @@ class FakeDocker:
             found = Container.from_json(raw)
             target = self._find(found.shared_network) if found.shared_network else None
             return found.joined(Container.from_json(target)) if target else found
+
+    def execute(
+        self, container: ContainerID, args: tuple[str, ...], timeout: float
+    ) -> tuple[int | None, str]:
+        with self._lock:
+            self._check()
+            self.executed.append((container, args))
+            return self.exits.get(args, (0, ""))
+
+    def cancel(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -242,8 +256,8 @@ class FakeDocker:
             raise DockerUnavailable("cannot ask Docker at fake://docker: connection refused")
 
     def _tick(self) -> int:
-        self._now += _SECOND // 1000
-        return self._now
+        self.now += _SECOND // 1000
+        return self.now
 
     def _find(self, container: str) -> dict[str, Any] | None:
         for raw in self._containers.values():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from discovery.backends import AgentInfo
-from discovery.errors import RegistryUnavailable
+from discovery.errors import RegistryUnavailable, UnknownResource
 from discovery.model import (
     CheckID,
     Node,
@@ -41,6 +41,9 @@ class FakeRegistry:
         """``register`` and ``deregister`` with their ids, in order, also those that failed."""
         self.changed = threading.Condition()
         self._services: dict[ServiceID, Registration] = {}
+        self.checks: dict[CheckID, tuple[Status, str]] = {}
+        """TTL checks: their status and output."""
+        self._services_of: dict[CheckID, ServiceID] = {}
         self._index = 1
         self._life = 0
         """Counts restarts: a read under way breaks when it changes."""
@@ -51,6 +54,12 @@ class FakeRegistry:
         self.writes.append(("register", registration.id))
         self._check("register")
         with self.changed:
+            before = self._drop_checks(registration.id)
+            # A TTL check starts as critical; one that is registered again keeps its status.
+            for check in registration.checks:
+                if check.ttl:
+                    self.checks[check.id] = before.get(check.id, ("critical", ""))
+                    self._services_of[check.id] = registration.id
             # Registering the same again changes nothing, and an agent does not tell checks.
             if self._services.get(registration.id) != replace(registration, checks=()):
                 self._services[registration.id] = replace(registration, checks=())
@@ -68,6 +77,10 @@ class FakeRegistry:
 
     def update_check(self, check_id: CheckID, status: Status, output: str = "") -> None:
         self._check("update_check")
+        with self.changed:
+            if check_id not in self.checks:
+                raise UnknownResource(f"fake://registry answered: unknown check {check_id}", status=404)
+            self.checks[check_id] = (status, output)
 
     def maintenance(self, service_id: ServiceID, enable: bool, reason: str = "") -> None:
         self._check("maintenance")
@@ -98,6 +111,7 @@ class FakeRegistry:
     def drop(self, service_id: ServiceID) -> None:
         """Have somebody else remove something."""
         with self.changed:
+            self._drop_checks(service_id)
             if self._services.pop(service_id, None) is not None:
                 self._bump()
 
@@ -105,6 +119,8 @@ class FakeRegistry:
         """Break every connection and forget everything."""
         with self.changed:
             self._services.clear()
+            self.checks.clear()
+            self._services_of.clear()
             self._index = 1
             self._life += 1
             self.changed.notify_all()
@@ -135,6 +151,10 @@ class FakeRegistry:
     def _check(self, name: str) -> None:
         if fault := self.faults.get(name):
             raise fault
+
+    def _drop_checks(self, service_id: ServiceID) -> dict[CheckID, tuple[Status, str]]:
+        mine = [check for check in self.checks if self._services_of.get(check) == service_id]
+        return {check: self.checks.pop(check) for check in mine}
 
     def _bump(self) -> None:
         self._index += 1

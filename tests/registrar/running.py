@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,9 +23,20 @@ class Running:
         ...
     """
 
-    def __init__(self, engine: Engine, registry: Backend, **settings: Any) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Backend,
+        *,
+        wall_clock: Callable[[], int] = time.time_ns,
+        **settings: Any,
+    ) -> None:
         self.reconciler = Reconciler(
-            engine, registry, Settings(**{"owner": "host-1", **settings}), hostname="registrator"
+            engine,
+            registry,
+            Settings(**{"owner": "host-1", **settings}),
+            hostname="registrator",
+            wall_clock=wall_clock,
         )
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="the reconciler of a test")

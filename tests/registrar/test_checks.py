@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 
-from discovery.model import Check
-from registrar.checks import Target, parse_checks, parse_duration
+from discovery.model import Check, CheckID, ServiceID
+from registrar.checks import Probe, Target, parse_checks, parse_duration
 from registrar.containers import ContainerID
 from registrar.metadata import Value
 
-TARGET = Target("web", ContainerID("c0ffee"), "10.0.0.1", 8080)
+TARGET = Target("web", ContainerID("c0ffee"), ServiceID("s"), "10.0.0.1", 8080)
 
 
 def parse(target: Target = TARGET, /, **values: str) -> tuple[tuple[Check, ...], list[str]]:
     metadata = {key: Value(text, f"label SERVICE_{key.upper()}") for key, text in values.items()}
-    checks, problems = parse_checks(metadata, target)
+    checks, _, problems = parse_checks(metadata, target)
     return checks, [str(problem) for problem in problems]
 
 
@@ -47,10 +47,6 @@ def one(target: Target = TARGET, /, **values: str) -> Check:
             {"http": "http://10.0.0.1:8080/", "header": {"Host": ("a",), "X-Y": ("b", "c")}},
         ),
         (
-            {"check_cmd": "/bin/check --fast 'a b'"},
-            {"docker_container_id": "c0ffee", "args": ("/bin/check", "--fast", "a b")},
-        ),
-        (
             {"check_tcp": "1", "check_interval": "1m30s", "check_timeout": "500ms"},
             {"tcp": "10.0.0.1:8080", "interval": 90, "timeout": 0.5},
         ),
@@ -73,7 +69,7 @@ def test_a_ttl_check_has_no_interval() -> None:
 
 
 def test_an_ipv6_address_stands_in_brackets() -> None:
-    target = Target("web", ContainerID("c0ffee"), "fd00::1", 80)
+    target = Target("web", ContainerID("c0ffee"), ServiceID("s"), "fd00::1", 80)
     assert one(target, check_http="/").http == "http://[fd00::1]:80/"
     assert one(target, check_tcp="1").tcp == "[fd00::1]:80"
 
@@ -112,12 +108,33 @@ def test_numbered_checks_have_settings_of_their_own() -> None:
     )
 
 
+def test_414_338_424_a_command_runs_inside_the_container() -> None:
+    metadata = {
+        "check_cmd": Value("/bin/check --fast 'a b'", "label SERVICE_CHECK_CMD"),
+        "check_interval": Value("20s", "label SERVICE_CHECK_INTERVAL"),
+        "check_2_cmd": Value("true", "label SERVICE_CHECK_2_CMD"),
+        "check_2_interval": Value("1s", "label SERVICE_CHECK_2_INTERVAL"),
+        "check_2_timeout": Value("2s", "label SERVICE_CHECK_2_TIMEOUT"),
+    }
+    checks, probes, problems = parse_checks(metadata, TARGET)
+    assert problems == ()
+    assert checks == (
+        Check(id=CheckID("s:command"), ttl=90, notes="/bin/check --fast 'a b'"),
+        Check(id=CheckID("s:command-2"), ttl=30, notes="true"),
+    )
+    container, service = ContainerID("c0ffee"), ServiceID("s")
+    assert probes == (
+        Probe(service, CheckID("s:command"), container, ("/bin/check", "--fast", "a b"), 20, 30),
+        Probe(service, CheckID("s:command-2"), container, ("true",), 1, 2),
+    )
+
+
 def test_a_script_runs_only_where_it_is_allowed() -> None:
     text = "curl -s http://$SERVICE_IP:$SERVICE_PORT/ping"
     checks, problems = parse(check_script=text)
     assert checks == ()
     assert "--allow-script-checks" in problems[0]
-    allowed = Target("web", ContainerID("c0ffee"), "10.0.0.1", 8080, allow_scripts=True)
+    allowed = Target("web", ContainerID("c0ffee"), ServiceID("s"), "10.0.0.1", 8080, allow_scripts=True)
     assert one(allowed, check_script=text).args == ("curl", "-s", "http://10.0.0.1:8080/ping")
 
 
@@ -167,7 +184,7 @@ def test_a_check_that_cannot_be_made_is_left_out(values: dict[str, str], message
 
 
 def test_without_an_address_only_checks_that_need_none_are_made() -> None:
-    nowhere = Target("web", ContainerID("c0ffee"), "", 8080)
+    nowhere = Target("web", ContainerID("c0ffee"), ServiceID("s"), "", 8080)
     for kind in ("http", "https", "tcp", "grpc"):
         checks, problems = parse(nowhere, **{f"check_{kind}": "/"})
         assert checks == ()

@@ -47,6 +47,22 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-ttl 60 consul://127.0.0.1:1",
+        "-ttl 30 -ttl-refresh 60 consul://127.0.0.1:1",
+        "-retry-interval 0 consul://127.0.0.1:1",
+        "-deregister sometimes consul://127.0.0.1:1",
+    ],
+)
+def test_what_registrator_refuses_with_exit_1_is_refused_so(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 1
+    assert capsys.readouterr().err.startswith("registrar: -")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("portcall ")
@@ -227,6 +243,31 @@ def test_explain_gives_the_rule_of_every_value(
     values = {value["field"]: value for value in told["ports"][1]["values"]}
     assert values["name"]["value"] == "shop-5000"
     assert values["id"] == {"field": "id", "value": "host-1:web:5000", "rule": "owner:container:port"}
+
+
+@pytest.mark.docker
+def test_what_is_kept_is_planned_and_explained(
+    dockerd: Dockerd,
+    consul_agent: ConsulAgent,
+    command: Any,
+    spawn: Callable[..., Process],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ("-deregister", "on-success", "-owner", "host-1", consul_agent.uri)
+    process = spawn(dockerd.env, *arguments)
+    crashing = ["sh", "-c", "trap 'exit 7' USR1; sleep 1000 & wait"]
+    web = dockerd.run("web", publish_all_ports=True, command=crashing)
+    process.says("registered host-1:web:5000")
+    web.kill("USR1")
+    process.says("changed host-1:web:5000")
+    process.popen.terminate()
+    assert process.ends() == 0
+    assert command("plan", *arguments) == 0
+    capsys.readouterr()
+    assert command("explain", "web", *arguments) == 0
+    text = capsys.readouterr().out
+    assert "port 5000/tcp: not registered: the container does not run" in text
+    assert "kept: host-1:web:5000 stays registered, as critical: exited with code 7" in text
 
 
 @pytest.mark.docker

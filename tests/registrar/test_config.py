@@ -9,7 +9,7 @@ import pytest
 
 from discovery.errors import ConfigurationError
 from registrar.config import Settings, add_options, normalised, settings_from
-from registrar.desired import Rules
+from registrar.rules import Rules
 
 
 def settings(line: str, /, **env: str) -> Settings:
@@ -48,7 +48,15 @@ def test_without_options_nothing_is_assumed() -> None:
         ("-network back", Rules(network="back")),
         ("-allow-loopback", Rules(allow_loopback=True)),
         ("-allow-script-checks", Rules(allow_script_checks=True)),
-        ("-cleanup -ttl 60 -ttl-refresh 30 -deregister always", Rules()),
+        ("-cleanup -deregister always", Rules()),
+        ("-deregister on-success --keep-failed 10m", Rules(deregister="on-success", keep_failed=600)),
+        ("-deregister never", Rules(deregister="never")),
+        ("-ttl 60 -ttl-refresh 30", Rules(heartbeat=60)),
+        ("--suffix never", Rules(suffix="never")),
+        ("--allow-name a-* --allow-name b", Rules(allow_names=("a-*", "b"))),
+        ("--label-filter a --label-filter b=c=d", Rules(label_filter=(("a", None), ("b", "c=d")))),
+        ("--drain maintenance", Rules(drain="maintenance")),
+        ("--ready --no-healthcheck", Rules(ready=True, healthcheck=False)),
     ],
 )
 def test_options_that_are_rules(options: str, expected: Rules) -> None:
@@ -65,6 +73,7 @@ def test_options_that_are_rules(options: str, expected: Rules) -> None:
         ("-retry-interval 500", "retry_interval", 0.5),
         ("-owner host-1", "owner", "host-1"),
         ("-deregister-on-exit", "deregister_on_exit", True),
+        ("-ttl 60 -ttl-refresh 30", "heartbeat_interval", 30),
     ],
 )
 def test_other_options(options: str, field: str, value: Any) -> None:
@@ -83,6 +92,8 @@ def test_other_options(options: str, field: str, value: Any) -> None:
         ("-retry-attempts -2", "-retry-attempts=-2 is not possible"),
         ("-resync -1", "-resync=-1 is not possible"),
         ("-deregister never-ever", "-deregister='never-ever' must be"),
+        ("--keep-failed 10", "--keep-failed='10': it is not a duration; write a number with its unit"),
+        ("--label-filter =x", "--label-filter='=x' names no label"),
         ("-internal=maybe", "'-internal=maybe' is neither on nor off"),
         ("-ip 0.0.0.0", "every address, which nobody can connect to"),
         ("-ip not/an/ip", "is no address"),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from discovery.model import Address, Check
-from registrar.desired import Rules, desire
+from registrar.desired import desire
 from registrar.owner import META_CONTAINER, META_OWNER, META_SPEC
+from registrar.rules import Rules, Suffix
 from tests.registrar.build import (
     HOST,
     OWNER,
@@ -117,8 +118,30 @@ def test_a_name_that_cannot_be_one_costs_only_itself() -> None:
     options: dict[str, Any] = {"publish": PUBLISHED, "env": {"SERVICE_NAME": "my web"}}
     assert registered(**options).name == "nginx"
     (problem,) = problems(**options)
-    assert "variable SERVICE_NAME='my web'" in problem
-    assert "'nginx' is used" in problem
+    assert problem.startswith("container web: variable SERVICE_NAME='my web': ")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "publish", "env", "name"),
+    [
+        ("always", PUBLISHED, {}, "nginx-80"),
+        ("always", PUBLISHED, {"SERVICE_80_NAME": "web"}, "web"),
+        ("never", TWO_PORTS, {}, "nginx"),
+    ],
+)
+def test_311_437_270_492_the_suffix_is_the_operators_choice(
+    suffix: Suffix, publish: Any, env: dict[str, str], name: str
+) -> None:
+    assert registered(Rules(suffix=suffix), publish=publish, env=env).name == name
+
+
+def test_328_653_a_port_can_have_several_names() -> None:
+    desired = decided(publish=PUBLISHED, env={"SERVICE_NAME": "web,shop"})
+    assert [(one.id, one.name, one.port) for one in desired.registrations] == [
+        ("host-1:web:80", "web", 32768),
+        ("host-1:web:80:shop", "shop", 32768),
+    ]
+    assert desired.default_ids == {"host-1:web:80"}
 
 
 # --- ids -----------------------------------------------------------------------------------------------
@@ -176,12 +199,34 @@ def test_298_462_198_170_302_explicit_wants_a_name() -> None:
     assert registered(explicit, publish=PUBLISHED, env={"SERVICE_80_NAME": "web"}).name == "web"
 
 
+def test_a_container_may_have_only_the_names_that_are_allowed() -> None:
+    rules = Rules(allow_names=("web-*", "shop"))
+    options: dict[str, Any] = {"publish": PUBLISHED, "env": {"SERVICE_NAME": "web-1,bank,shop"}}
+    assert [one.name for one in decided(rules, **options).registrations] == ["web-1", "shop"]
+    (problem,) = problems(rules, **options)
+    assert problem == (
+        "container web: variable SERVICE_NAME='bank': the operator allows only names like web-*, shop"
+    )
+    assert reason(rules, publish=PUBLISHED) == "the name 'nginx' is not among those of --allow-name"
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [({}, False), ({"team": "blue"}, False), ({"team": "red"}, False), ({"team": "red", "public": ""}, True)],
+)
+def test_only_containers_with_the_labels_are_registered(labels: dict[str, str], wanted: bool) -> None:
+    rules = Rules(label_filter=(("team", "red"), ("public", None)))
+    made = decision(rules, publish=PUBLISHED, labels=labels)
+    assert (made.registration is not None) is wanted
+    assert made.reason.startswith("--label-filter") is not wanted
+
+
 @pytest.mark.parametrize(
     ("state", "why"),
     [
         ({"Running": False}, "the container does not run"),
         ({"Paused": True}, "the container is paused"),
-        ({"Restarting": True}, "the container waits to be started again"),
+        ({"Restarting": True}, "the container waits to be started again; it exited with code 0"),
     ],
 )
 def test_what_does_not_run_is_not_registered(state: dict[str, Any], why: str) -> None:
@@ -256,6 +301,19 @@ def test_608_152_host_mode_is_the_nodes_address_and_the_port_inside() -> None:
         assert (registration.address, registration.port) == ("", 80)
 
 
+def test_608_152_host_mode_takes_ports_that_the_image_does_not_expose() -> None:
+    registration = registered(port="9000/tcp", network="host", labels={"portcall.expose": "9000, 53/udp"})
+    assert (registration.id, registration.port) == ("host-1:web:9000", 9000)
+
+
+def test_38_42_465_487_576_a_service_needs_no_port() -> None:
+    labels = {"portcall.expose": "0"}
+    published = registered(port="0/tcp", labels=labels)
+    assert (published.id, published.address, published.port) == ("host-1:web:0", "", 0)
+    inside = registered(INTERNAL, port="0/tcp", labels=labels)
+    assert (inside.address, inside.port) == ("172.17.0.2", 0)
+
+
 @pytest.mark.parametrize("rules", [Rules(), INTERNAL])
 def test_without_a_network_nothing_is_registered(rules: Rules) -> None:
     assert reason(rules, expose=["80/tcp"], network="none") == "the container has no network"
@@ -284,6 +342,13 @@ def test_498_529_316_293_internal_chooses_a_network(
 ) -> None:
     registration = registered(rules, expose=["80/tcp"], network=network, networks=networks)
     assert (registration.address, registration.port) == (address, 80)
+
+
+def test_498_529_316_293_a_label_chooses_the_network() -> None:
+    networks = {"back": "10.1.0.2", "front": "10.2.0.2"}
+    options: dict[str, Any] = {"expose": ["80/tcp"], "network": "back", "networks": networks}
+    rules = replace(INTERNAL, network="back")
+    assert registered(rules, labels={"portcall.network": "front"}, **options).address == "10.2.0.2"
 
 
 def test_internal_without_any_address_registers_nothing() -> None:
@@ -409,6 +474,37 @@ def test_a_fault_in_a_generic_key_is_told_once_for_all_ports() -> None:
     assert len(problems(publish=TWO_PORTS, env={"SERVICE_LONG": "x" * 513})) == 1
 
 
+# --- labels of our own ---------------------------------------------------------------------------------
+
+
+def test_weights_and_tag_override() -> None:
+    labels = {"portcall.weight": "5", "portcall.443.weight": "9", "portcall.80.tag-override": "true"}
+    http = registered(publish=TWO_PORTS, labels=labels)
+    https = registered(publish=TWO_PORTS, labels=labels, port="443/tcp")
+    assert (http.weights.passing, https.weights.passing) == (5, 9)
+    assert (http.enable_tag_override, https.enable_tag_override) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "message"),
+    [
+        ("portcall.weight", "0", "from 1 to 65535"),
+        ("portcall.80.weight", "many", "from 1 to 65535"),
+        ("portcall.tag-override", "yes", "write true or false"),
+        ("portcall.expose", "http", "'http' is no port"),
+        ("portcall.expose", "80,99999", "'99999' is no port"),
+        ("portcall.wieght", "1", "known: expose, network, weight"),
+        ("portcall.80.expose", "1", "there is no such label"),
+    ],
+)
+def test_a_wrong_label_of_our_own_costs_only_itself(label: str, value: str, message: str) -> None:
+    options: dict[str, Any] = {"publish": PUBLISHED, "labels": {label: value}}
+    assert registered(**options) == registered(publish=PUBLISHED)
+    (problem,) = problems(**options)
+    assert problem.startswith(f"container web: label {label}={value!r}: ")
+    assert message in problem
+
+
 # --- checks --------------------------------------------------------------------------------------------
 
 
@@ -420,6 +516,139 @@ def test_a_check_goes_where_clients_go() -> None:
     )
     bound = registered(publish={"80/tcp": [("10.0.0.5", 81)]}, env=env)
     assert bound.checks == (Check(tcp="10.0.0.5:81", interval=10),)
+
+
+# --- the registrar's own check ---------------------------------------------------------------------------
+
+
+def health(status: str, output: str = "") -> dict[str, Any]:
+    return {"Health": {"Status": status, "Log": [{"Output": output}]}}
+
+
+CHECK_ID = "host-1:web:80:container"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "output"),
+    [
+        (health("starting"), "warning", "the healthcheck has not passed yet"),
+        (health("healthy", "ok"), "passing", "ok"),
+        (health("unhealthy", "HTTP 500"), "critical", "HTTP 500"),
+    ],
+)
+def test_578_a_healthcheck_becomes_a_check_with_its_output(
+    state: dict[str, Any], status: str, output: str
+) -> None:
+    desired = decided(publish=PUBLISHED, state=state)
+    (registration,) = desired.registrations
+    assert [check.id for check in registration.checks] == [CHECK_ID]
+    (report,) = desired.reports
+    assert (report.service_id, report.check_id) == (registration.id, CHECK_ID)
+    assert (report.status, report.output) == (status, output)
+    # Another state is told, not registered.
+    assert desired.registrations == decided(publish=PUBLISHED, state=health("healthy")).registrations
+
+
+def test_578_only_where_it_is_wanted() -> None:
+    assert registered(publish=PUBLISHED).checks == ()
+    assert registered(Rules(healthcheck=False), publish=PUBLISHED, state=health("healthy")).checks == ()
+
+
+def test_ready_registers_only_what_has_been_healthy() -> None:
+    ready = Rules(ready=True)
+    assert reason(ready, publish=PUBLISHED, state=health("starting"))
+    assert registered(ready, publish=PUBLISHED, state=health("healthy"))
+    assert registered(ready, publish=PUBLISHED)
+
+
+def test_a_heartbeat_gives_every_service_a_check() -> None:
+    desired = decided(Rules(heartbeat=60), publish=PUBLISHED)
+    (registration,) = desired.registrations
+    assert [(check.id, check.ttl) for check in registration.checks] == [(CHECK_ID, 60)]
+    assert [(report.status, report.output) for report in desired.reports] == [("passing", "running")]
+
+
+# --- what ended and stays visible --------------------------------------------------------------------------
+
+
+def ended(
+    rules: Rules, *, stopping: str = "", age: float = 0.0, **state: Any
+) -> tuple[list[str], list[tuple[str, str]], float | None]:
+    """What is kept of a registered container in a state: ids, reports, and for how long."""
+    before = decided(publish=PUBLISHED, env={"SERVICE_CHECK_TCP": "1"}).registrations
+    raw = {"FinishedAt": "2024-05-01T10:00:00Z", **state}
+    after = container(publish=PUBLISHED, state=raw)
+    now = after.state.finished_at + int(age * 1e9)
+    desired = desire(after, rules, HOST, stopping=stopping, previous=before, now=now)
+    assert all(decision.registration is None for decision in desired.decisions)
+    for one in desired.kept:
+        assert OWNER.owns(one)
+        assert [check.id for check in one.checks] == [CHECK_ID]
+        assert (one.name, one.port, one.address) == (before[0].name, before[0].port, before[0].address)
+    ids = [one.id for one in desired.kept]
+    return ids, [(report.status, report.output) for report in desired.reports], desired.look_again
+
+
+WEB = ["host-1:web:80"]
+ON_SUCCESS, NEVER = Rules(deregister="on-success"), Rules(deregister="never")
+
+
+@pytest.mark.parametrize(
+    ("rules", "state", "kept", "output"),
+    [
+        (Rules(), {"ExitCode": 1}, [], ""),
+        (ON_SUCCESS, {"ExitCode": 0}, [], ""),
+        (ON_SUCCESS, {"ExitCode": 1}, WEB, "exited with code 1"),
+        (ON_SUCCESS, {"ExitCode": 143}, [], ""),
+        (ON_SUCCESS, {"ExitCode": 137}, [], ""),
+        (ON_SUCCESS, {"ExitCode": 137, "OOMKilled": True}, WEB, "exited with code 137, out of memory"),
+        (ON_SUCCESS, {"ExitCode": 2, "Running": True, "Restarting": True}, WEB, "exited with code 2"),
+        (ON_SUCCESS, {"Running": True, "Paused": True}, [], ""),
+        (NEVER, {"ExitCode": 0}, WEB, "exited with code 0"),
+    ],
+)
+def test_82_128_646_a_crash_can_stay_visible(
+    rules: Rules, state: dict[str, Any], kept: list[str], output: str
+) -> None:
+    ids, reports, look_again = ended(rules, **{"Running": False, **state})
+    assert ids == kept
+    assert reports == ([("critical", output)] if kept else [])
+    assert look_again is None
+
+
+def test_82_128_646_a_crash_stays_visible_for_a_while() -> None:
+    rules = replace(ON_SUCCESS, keep_failed=600.0)
+    assert ended(rules, Running=False, ExitCode=1, age=100) == (
+        WEB,
+        [("critical", "exited with code 1")],
+        500,
+    )
+    assert ended(rules, Running=False, ExitCode=1, age=600) == ([], [], None)
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [(Rules(), []), (Rules(drain="maintenance"), WEB), (NEVER, WEB), (ON_SUCCESS, [])],
+)
+def test_draining_can_be_visible(rules: Rules, kept: list[str]) -> None:
+    ids, reports, _ = ended(rules, stopping="signal 15")
+    assert ids == kept
+    assert reports == ([("critical", "stopping (signal 15)")] if kept else [])
+
+
+def test_draining_can_be_switched_off() -> None:
+    desired = desire(container(publish=PUBLISHED), Rules(drain="off"), HOST, stopping="signal 15")
+    assert len(desired.registrations) == 1
+
+
+def test_keeping_what_is_kept_changes_nothing() -> None:
+    crashed = container(publish=PUBLISHED, state={"Running": False, "ExitCode": 1})
+    before = decided(publish={"80/tcp": [("10.0.0.5", 80)]}).registrations
+    once = desire(crashed, ON_SUCCESS, HOST, previous=before)
+    # An agent adds tagged addresses of its own, and tells no checks.
+    added = {"lan_ipv4": Address("10.0.0.5", 80), "wan_ipv4": Address("10.0.0.5", 80)}
+    found = [replace(one, checks=(), tagged_addresses=added) for one in once.kept]
+    assert desire(crashed, ON_SUCCESS, HOST, previous=found).kept == once.kept
 
 
 # --- explanations --------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import pytest
 from discovery.backends import open_backend
 from discovery.config import Config
 from discovery.errors import ConfigurationError
-from registrar.containers import Binding, Port, State
-from registrar.desired import Rules
+from registrar.containers import Binding, ContainerID, Port, State
 from registrar.docker import Docker, DockerUnavailable, Event
+from registrar.rules import Rules
 from tests.registrar.dockerd import IMAGE, OBEDIENT, Dockerd
 from tests.registrar.fake_docker import FakeDocker
 from tests.registrar.running import Running
@@ -134,6 +134,39 @@ def test_a_stream_ends_with_the_daemon(dockerd: Dockerd) -> None:
         dockerd.restart()
         heard._thread.join(5)
         assert not heard._thread.is_alive()
+
+
+def test_a_command_is_run_inside_a_container(engine: Docker, dockerd: Dockerd) -> None:
+    web = dockerd.run("web", environment={"COLOUR": "blue"})
+    engine.connect()
+    assert engine.execute(web.id, ("sh", "-c", "echo $COLOUR; exit 3"), 10) == (3, "blue\r\n")
+    assert engine.execute(web.id, ("true",), 10) == (0, "")
+    code, output = engine.execute(web.id, ("sh", "-c", "echo begun; sleep 60"), 3)
+    assert (code, output) == (None, "begun\r\n")
+    assert engine.execute(web.id, ("/no/such/program",), 10)[0] in (126, 127)
+    with pytest.raises(DockerUnavailable, match="No such container"):
+        engine.execute(ContainerID("0" * 64), ("true",), 10)
+
+
+def test_a_command_under_way_can_be_cancelled(engine: Docker, dockerd: Dockerd) -> None:
+    web = dockerd.run("web")
+    engine.connect()
+    failures: list[Exception] = []
+
+    def execute() -> None:
+        try:
+            engine.execute(web.id, ("sleep", "60"), 60)
+        except DockerUnavailable as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    wait_until(lambda: engine._executing)
+    engine.cancel()
+    thread.join(5)
+    assert not thread.is_alive()
+    execute()
+    assert len(failures) <= 2
 
 
 # --- the fake tells the same -----------------------------------------------------------------------------
@@ -396,3 +429,50 @@ def test_nothing_is_written_when_nothing_differs(
     for _ in range(3):
         running.settle()
     assert indexes() == before
+
+
+def checks(agent: ConsulAgent) -> dict[str, tuple[str, str]]:
+    rows = agent.request("GET", "/v1/agent/checks")
+    return {key: (row["Status"], row["Output"]) for key, row in rows.items()}
+
+
+def test_578_a_real_healthcheck_shows_in_consul(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    loop()
+    test = ["CMD-SHELL", "test ! -e /sick || { echo sick; exit 1; }"]
+    healthcheck = {"test": test, "interval": 200_000_000, "retries": 1}
+    web = dockerd.run("web", publish_all_ports=True, healthcheck=healthcheck)
+    check = "host-1:web:5000:container"
+    wait_until(lambda: checks(consul_agent).get(check) == ("passing", "healthy"))
+    web.exec_run(["sh", "-c", "echo > /sick"])
+    wait_until(lambda: checks(consul_agent).get(check) == ("critical", "sick"))
+
+
+def test_414_338_424_a_command_of_a_real_container_shows_in_consul(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    loop()
+    labels = {"SERVICE_CHECK_CMD": "sh -c 'echo warm; exit 1'", "SERVICE_CHECK_INTERVAL": "200ms"}
+    dockerd.run("web", publish_all_ports=True, labels=labels)
+    wait_until(lambda: checks(consul_agent) == {"host-1:web:5000:command": ("warning", "warm")})
+
+
+def test_82_128_646_a_real_crash_stays_visible(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    running = loop(rules=Rules(deregister="on-success"))
+    web = dockerd.run(
+        "web", publish_all_ports=True, command=["sh", "-c", "trap 'exit 7' USR1; sleep 1000 & wait"]
+    )
+    port = published(dockerd, "web")
+    see(consul_agent, web=port)
+    web.kill("USR1")
+    crashed = {"host-1:web:5000:container": ("critical", "exited with code 7")}
+    wait_until(lambda: checks(consul_agent) == crashed)
+    running.settle()
+    assert table(consul_agent) == {"host-1:web:5000": port}
+    web.start()
+    wait_until(lambda: checks(consul_agent) == {})
+    web.remove(force=True)
+    see(consul_agent)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from discovery.errors import AccessDenied, RegistryOverloaded, RegistryUnavailable, RequestRejected
-from discovery.model import Registration, ServiceID, ServiceName
-from registrar.desired import Rules
+from discovery.model import CheckID, Registration, ServiceID, ServiceName, Status
 from registrar.owner import META_OWNER, Owner
 from registrar.reconcile import GaveUp
+from registrar.rules import Rules
 from tests.registrar.build import container_id
 from tests.registrar.fake_docker import FakeDocker
 from tests.registrar.fake_registry import FakeRegistry
@@ -257,6 +257,171 @@ def test_a_stop_signal_of_an_earlier_life_drains_nothing(
     docker.restart("web")
     start()
     see(registry, "web:80")
+
+
+def test_draining_can_be_shown_as_critical(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    start(rules=Rules(drain="maintenance"))
+    docker.run("web", publish=["80/tcp"])
+    before = see(registry, "web:80")
+    docker.begin_stop("web")
+    wait_until(lambda: registry.checks == {CHECK: ("critical", "stopping (signal 15)")})
+    assert registry.table() == before
+    docker.end_stop("web")
+    see(registry)
+    docker.start("web")
+    see(registry, "web:80")
+    assert registry.checks == {}
+
+
+# --- the checks that the registrar keeps ---------------------------------------------------------------
+
+
+CHECK = CheckID("host-1:web:80:container")
+
+
+def test_578_docker_s_healthcheck_is_told(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start()
+    docker.create("web", publish=["80/tcp"])
+    docker.start("web")
+    docker.health("web", "starting")
+    wait_until(lambda: registry.checks == {CHECK: ("warning", "the healthcheck has not passed yet")})
+    docker.health("web", "healthy", "ok")
+    wait_until(lambda: registry.checks == {CHECK: ("passing", "ok")})
+    running.settle()
+    registry.writes.clear()
+    docker.health("web", "unhealthy", "HTTP 500")
+    wait_until(lambda: registry.checks == {CHECK: ("critical", "HTTP 500")})
+    assert registry.writes == [], "a state is told, not registered"
+
+
+def test_578_what_the_agent_lost_is_told_again(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    docker.health("web", "healthy", "ok")
+    wait_until(lambda: registry.checks == {CHECK: ("passing", "ok")})
+    running.settle()
+    registry.restart_empty()
+    wait_until(lambda: registry.checks == {CHECK: ("passing", "ok")})
+    running.settle()
+    # The check alone, by hand: the next news finds that it is gone.
+    registry.checks.clear()
+    docker.health("web", "unhealthy", "no")
+    wait_until(lambda: registry.checks == {CHECK: ("critical", "no")})
+
+
+def test_ready_waits_for_the_first_success(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start(rules=Rules(ready=True))
+    docker.create("web", publish=["80/tcp"])
+    docker.start("web")
+    docker.health("web", "starting")
+    running.settle()
+    docker.health("web", "starting")
+    see(registry)
+    docker.health("web", "healthy", "ok")
+    see(registry, "web:80")
+
+
+def test_a_heartbeat_is_renewed_and_ends_with_the_registrar(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    told: list[str] = []
+    real = registry.update_check
+
+    def update_check(check_id: CheckID, status: Status, output: str = "") -> None:
+        told.append(check_id)
+        real(check_id, status, output)
+
+    registry.update_check = update_check  # type: ignore[method-assign]
+    start(rules=Rules(heartbeat=60), heartbeat_interval=0.02)
+    docker.run("web", publish=["80/tcp"])
+    wait_until(lambda: told.count(CHECK) >= 5)
+    assert registry.checks == {CHECK: ("passing", "running")}
+    assert registry.writes == [("register", "host-1:web:80")]
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "status", "told"),
+    [
+        (0, "fine\n", "passing", "fine"),
+        (1, "slow", "warning", "slow"),
+        (2, "dead", "critical", "dead"),
+        (None, "half", "critical", "no answer within 30 s\nhalf"),
+    ],
+)
+def test_414_338_424_a_command_inside_the_container_is_a_check(
+    docker: FakeDocker,
+    registry: FakeRegistry,
+    start: Any,
+    code: int | None,
+    output: str,
+    status: Status,
+    told: str,
+) -> None:
+    docker.exits[("/bin/probe", "-x")] = (code, output)
+    start()
+    env = {"SERVICE_CHECK_CMD": "/bin/probe -x", "SERVICE_CHECK_INTERVAL": "20ms"}
+    web = docker.run("web", publish=["80/tcp"], env=env)
+    wait_until(lambda: registry.checks == {CheckID("host-1:web:80:command"): (status, told)})
+    wait_until(lambda: len(docker.executed) >= 3, message="it is run again and again")
+    docker.remove("web")
+    see(registry)
+    executed = len(docker.executed)
+    assert docker.executed[0] == (web, ("/bin/probe", "-x"))
+    docker.run("shop", publish=["80/tcp"])
+    see(registry, "shop:80")
+    assert len(docker.executed) <= executed + 1, "one may have been under way"
+
+
+# --- what ended and stays visible --------------------------------------------------------------------------
+
+
+def test_82_128_646_a_crash_stays_visible_until_the_container_starts_again(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    running = start(rules=Rules(deregister="on-success"))
+    docker.run("web", publish=["80/tcp"])
+    before = see(registry, "web:80")
+    docker.die("web", 3, oom=True)
+    wait_until(lambda: registry.checks == {CHECK: ("critical", "exited with code 3, out of memory")})
+    assert registry.table() == before
+    running.settle()
+    registry.writes.clear()
+    running.settle()
+    assert registry.writes == []
+    docker.start("web")
+    wait_until(lambda: registry.table() == {"host-1:web:80": ("nginx", "", 32769)})
+    assert registry.checks == {}
+    docker.die("web", 0)
+    see(registry)
+
+
+def test_82_128_646_a_crash_is_kept_by_the_next_registrar(docker: FakeDocker, registry: FakeRegistry) -> None:
+    rules = Rules(deregister="on-success")
+    docker.run("web", publish=["80/tcp"])
+    with Running(docker, registry, rules=rules):
+        see(registry, "web:80")
+    docker.die("web", 1)
+    for _ in range(2):
+        with Running(docker, registry, rules=rules) as running:
+            wait_until(lambda: registry.checks == {CHECK: ("critical", "exited with code 1")})
+            running.settle()
+    docker.remove("web")
+    with Running(docker, registry, rules=rules):
+        see(registry)
+
+
+def test_82_128_646_a_crash_is_forgotten_after_a_while(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    start(rules=Rules(deregister="on-success", keep_failed=0.2), wall_clock=lambda: docker.now)
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.die("web", 1)
+    wait_until(lambda: registry.checks == {CHECK: ("critical", "exited with code 1")})
+    docker.now += 10**9
+    see(registry)
 
 
 # --- ownership -----------------------------------------------------------------------------------------
