@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from discovery.agent import Agent, topics
 from discovery.agent.http import MAX_BODY
 from discovery.errors import ConfigurationError
 from tests.contract.subject import Blocked, Subject
-from tests.tools import free_port, wait_until
+from tests.tools import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -59,25 +60,30 @@ def test_listens_on_other_addresses(bound: str, url: str) -> None:
         assert reachable.get("/v1/status/leader") == "10.9.8.7:8300"
 
 
-def test_listens_on_several_addresses() -> None:
-    port = free_port()
-    also = (("127.0.0.2", port), ("::1", port))
-    with Agent(http=("127.0.0.1", port), also=also) as agent:
-        assert agent.url == f"http://127.0.0.1:{port}"
+@pytest.fixture
+def own_addresses() -> tuple[str, str]:
+    """Two loopback addresses that no other process uses, so that every port of theirs is free."""
+    pid = os.getpid()
+    return f"127.77.{pid >> 8 & 255}.{pid & 255}", f"127.78.{pid >> 8 & 255}.{pid & 255}"
+
+
+def test_listens_on_several_addresses(own_addresses: tuple[str, str]) -> None:
+    first, second = own_addresses
+    with Agent(http=(first, 8500), also=[(second, 8500)]) as agent:
+        assert agent.url == f"http://{first}:8500"
         subject(agent).register("web")
-        for host, _ in also:
-            assert set(Subject("embedded", host, port, (1, 20)).get("/v1/agent/services")) == {"web"}
-    for host, _ in also:
+        assert set(Subject("embedded", second, 8500, (1, 20)).get("/v1/agent/services")) == {"web"}
+    for host in own_addresses:
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, port))
+            socket.create_connection((host, 8500))
 
 
-def test_an_address_that_is_taken_leaves_none_open(agent: Agent) -> None:
-    port = free_port()
+def test_an_address_that_is_taken_leaves_none_open(agent: Agent, own_addresses: tuple[str, str]) -> None:
+    first, _ = own_addresses
     with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1 port {agent.http[1]}"):
-        Agent(http=("127.0.0.1", port), also=[agent.http]).start()
+        Agent(http=(first, 8500), also=[agent.http]).start()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
+        socket.create_connection((first, 8500))
 
 
 def test_an_ipv6_node() -> None:
