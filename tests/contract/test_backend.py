@@ -283,6 +283,7 @@ def test_a_blocking_read_comes_back_when_its_wait_is_over(backend: Backend, read
     second = reader.read(ServiceQuery(WEB), index=first.index, wait=0.2)
     assert time.monotonic() - started >= 0.2
     assert (second.value, second.index) == (first.value, first.index)
+    assert second.known_leader
     assert reader.read(NamesQuery()).value == {"consul": (), "web": ()}, "on the same connection"
 
 

@@ -132,7 +132,9 @@ def _reply(query: Query, reply: HTTPReply, where: str) -> Reply:
         return Reply(
             value=codec.query_value(query, reply.raw),
             index=int(headers.get("X-Consul-Index") or 0),
-            known_leader=headers.get("X-Consul-KnownLeader", "true") == "true",
+            # Consul's streaming backend, the default since 1.10, always says that there is no leader.
+            known_leader=headers.get("X-Consul-Query-Backend") == "streaming"
+            or headers.get("X-Consul-KnownLeader", "true") == "true",
             last_contact=int(headers.get("X-Consul-LastContact") or 0) / 1000,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
