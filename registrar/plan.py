@@ -93,7 +93,7 @@ def plan(
     writes: list[Write] = []
     refusals: list[Refusal] = []
     kept: dict[ServiceID, Registration] = {}
-    for registration in sorted(desired, key=lambda wanted: not _holds(actual.get(wanted.id), wanted)):
+    for registration in sorted(desired, key=lambda wanted: _claim(actual.get(wanted.id), wanted)):
         current = actual.get(registration.id)
         if other := kept.get(registration.id):
             refusals.append(Refusal(registration, f"container {container_of(other)[:12]}"))
@@ -140,8 +140,14 @@ def differences(actual: Registration, desired: Registration) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _holds(current: Registration | None, wanted: Registration) -> bool:
-    return current is not None and container_of(current) == container_of(wanted)
+def _claim(current: Registration | None, wanted: Registration) -> int:
+    """Rank who gets an id that several want: who has it already, then who has had it, then anybody.
+
+    Without the first, two that take turns would be written again and again.
+    """
+    if current is None or container_of(current) != container_of(wanted):
+        return 2
+    return 1 if differences(current, wanted) else 0
 
 
 def _unmarked_twin(current: Registration, wanted: Registration) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from discovery.model import Address, Check, Registration, ServiceID, ServiceName, Weights
@@ -170,6 +170,7 @@ def in_scope(desired: list[Registration], scope: set[ContainerID] | None) -> lis
 
 
 @given(DESIRED, ACTUAL, st.sets(IDS), SCOPE)
+@example([ours(), OURS.sign(bare(name="db"), C1)], table(bare(name="db")), {ServiceID("a")}, None)
 def test_applying_a_plan_leaves_nothing_to_do(
     desired: list[Registration],
     actual: dict[ServiceID, Registration],
