@@ -151,7 +151,7 @@ def test_3_is_not_found(at, register, capsys):
 
 def test_4_is_none_healthy(at, register, capsys):
     register("web", 8080, status="critical")
-    for command in (["lookup", "web"], ["lookup", "web", "--all"], ["wait", "web", "--timeout", "0.1"]):
+    for command in (["lookup", "web"], ["lookup", "web", "--all"], ["wait", "web", "--timeout", "1"]):
         code, out, err = run(capsys, *command)
         assert (code, out) == (4, "")
         assert "web-8080 fails check 'check of web-8080'" in err
@@ -163,7 +163,7 @@ def test_4_is_none_healthy(at, register, capsys):
 def test_5_is_a_registry_that_cannot_be_asked(capsys, monkeypatch):
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("CONSUL_HTTP_ADDR", address)
-    for command in (["lookup", "web"], ["ls"], ["watch", "web"], ["wait", "web", "--timeout", "0.1"]):
+    for command in (["lookup", "web"], ["ls"], ["watch", "web"], ["wait", "web", "--timeout", "1"]):
         code, out, err = run(capsys, *command)
         assert (code, out) == (5, "")
         assert address in err
@@ -341,7 +341,8 @@ def test_exec_hands_on_no_ignored_signals(at, register, spawn):
     register("web", 8080)
     process = spawn("exec", "web", "--", "grep", "SigIgn", "/proc/self/status")
     out, _ = process.communicate(timeout=20)
-    assert int(out.split()[1], 16) == 0
+    python_ignores = (signal.SIGPIPE, signal.SIGXFSZ)  # others may have been ignored before we came
+    assert not int(out.split()[1], 16) & sum(1 << number - 1 for number in python_ignores)
 
 
 def test_exec_of_what_does_not_exist(at, register, spawn):
