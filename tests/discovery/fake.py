@@ -80,13 +80,13 @@ class FakeCatalogue:
         self.leader = True
         self.silent = False
         self.strips_index = False
-        self.at_once: int = 0  # most reads under way at one time while `down` is set
+        self.at_once = 0  # most reads under way at one time that began while `down` was set
         self.open_readers: set[int] = set()
         self._values: dict[Query, tuple[Any, int]] = {}
         self._index = 10
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
-        self._under_way = 0
+        self._attempts = 0
         self._releases = 0
 
     # --- what a test does to it
@@ -144,9 +144,9 @@ class FakeCatalogue:
             self.open_readers.add(reader.number)
             self.asks.append(Ask(query, index, reader.number, threading.get_ident(), time.monotonic()))
             releases = self._releases
-            self._under_way += 1
-            if self.down is not None:
-                self.at_once = max(self.at_once, self._under_way)
+            attempt = self.down is not None
+            self._attempts += attempt
+            self.at_once = max(self.at_once, self._attempts)
 
             def over() -> bool:
                 if reader.interrupted or query in self.refused or self._releases != releases:
@@ -158,7 +158,7 @@ class FakeCatalogue:
             try:
                 self._changed.wait_for(over, wait if index else timeout)
             finally:
-                self._under_way -= 1
+                self._attempts -= attempt
             if reader.interrupted:
                 raise RegistryUnavailable("interrupted")
             refusal = self.refused.get(query)

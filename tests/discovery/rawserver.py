@@ -128,7 +128,8 @@ class RawServer:
             peers = list(self._peers)
         for sock in peers:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                # Not the one of SSLSocket: that takes the TLS away from the thread that uses it.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
                 pass  # the client or `serve` closed it
         for thread in self._threads:

@@ -155,7 +155,7 @@ def test_19_a_registry_that_comes_late_is_found(agent: Agent, client, register):
             client.lookup("web")
     agent.start()
     register("web", 8080)
-    assert client.lookup("web") == ("127.0.0.1", 8080)
+    assert client.wait_for("web", timeout=PROMPT)[0] == ("127.0.0.1", 8080)
 
 
 def test_23_what_an_agent_forgets_is_registered_again_once_per_socket(

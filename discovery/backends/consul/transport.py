@@ -132,7 +132,8 @@ class Connection:
         sock = self._socket
         if sock is not None:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                # Not the method of SSLSocket, which takes the TLS away from under the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
                 pass  # it is closed or not connected yet, and the flag does the rest
 

@@ -602,6 +602,17 @@ def test_a_trickling_answer_over_tls_ends_by_the_deadline_too(connect, authority
     assert time.monotonic() - start < PATIENCE + PROMPT
 
 
+@pytest.mark.parametrize("serve", [hangs, trickles_headers, trickles_the_body])
+def test_interrupting_a_read_over_tls(connect, tls_server, serve):
+    tls_server.serve = serve
+    for _ in range(5):  # the moment matters: between two reads of the TLS layer, or within one
+        tls_server.requests.clear()
+        connection = connect(replace(tls_server.config, verify=False))
+        error, seconds = interrupted_call(connection, lambda: tls_server.requests)
+        assert "was interrupted" in str(error)
+        assert seconds < PROMPT
+
+
 def test_a_handshake_that_hangs_ends_by_the_deadline_and_can_be_interrupted(connect):
     with RawServer(Peer.hang) as server:
         config = replace(server.config, tls=True, verify=False)
