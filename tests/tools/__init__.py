@@ -6,6 +6,7 @@ by its own process id; and where the machine could run a test, a missing tool is
 
 from tests.tools.consul import ConsulAgent, consul_bin
 from tests.tools.machine import free_port, missing, require_root
+from tests.tools.tls import Authority
 from tests.tools.waiting import wait_until
 
-__all__ = ["wait_until", "ConsulAgent", "consul_bin", "free_port", "missing", "require_root"]
+__all__ = ["wait_until", "Authority", "ConsulAgent", "consul_bin", "free_port", "missing", "require_root"]

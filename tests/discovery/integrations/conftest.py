@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from discovery import Client, Config
 from discovery.agent import Agent
 from discovery.backends import Backend, open_backend
 from tests.discovery.integrations.fleet import Fleet, Server
+from tests.tools import Authority
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +20,15 @@ def shared_servers() -> Iterator[list[Server]]:
     """Three servers for the tests that leave them alive."""
     with ExitStack() as servers:
         yield [servers.enter_context(Server()) for _ in range(3)]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and certificate of ``web.service.consul`` in one file; it is its own authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    both = folder / "both.pem"
+    both.write_text("".join(path.read_text() for path in Authority(folder).self_signed("web.service.consul")))
+    return both
 
 
 @pytest.fixture

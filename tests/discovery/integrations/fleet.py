@@ -13,10 +13,9 @@ from typing import Any, Self
 from discovery.backends import Backend
 from discovery.model import Registration, ServiceID, ServiceName
 
-__all__ = ["CERTIFICATE", "Fleet", "Server", "connections_to"]
+__all__ = ["Fleet", "Server", "connections_to"]
 
 HERE = Path(__file__).parent
-CERTIFICATE = HERE / "web.service.consul.pem"
 _ESTABLISHED = "01"  # of /proc/net/tcp, include/net/tcp_states.h
 
 

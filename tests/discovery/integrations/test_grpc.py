@@ -6,6 +6,7 @@ import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ import pytest
 from discovery import Client, RegistryUnavailable, ServiceNotFound
 from discovery.config import Config
 from discovery.integrations.grpc import NoInstances, channel
-from tests.discovery.integrations.fleet import CERTIFICATE, Fleet, Server, connections_to
+from tests.discovery.integrations.fleet import Fleet, Server, connections_to
 from tests.tools import free_port, wait_until
 
 TIMEOUT = 20.0  # s; for the tests' own patience
@@ -149,12 +150,12 @@ def test_the_authority_is_the_services_name(
 
 
 def test_tls_is_checked_against_the_services_name(
-    client: Client, fleet: Fleet, backend: Any, start_server: Callable[..., Server]
+    client: Client, fleet: Fleet, backend: Any, start_server: Callable[..., Server], certificate: Path
 ) -> None:
-    server = start_server(str(CERTIFICATE), script="grpc_server.py")
+    server = start_server(str(certificate), script="grpc_server.py")
     fleet.register(server.port)
     Fleet(backend, "other").register(server.port)
-    credentials = grpc.ssl_channel_credentials(CERTIFICATE.read_bytes())
+    credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
 
     with channel("web", client=client, credentials=credentials) as web:
         assert who(web) == server.port

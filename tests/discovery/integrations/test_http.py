@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from discovery.backends import Backend
 from discovery.config import Config
 from discovery.model import Node, NodeName, ServiceName, ServiceQuery
 from tests.discovery.fake import FakeCatalogue, entry
-from tests.discovery.integrations.fleet import CERTIFICATE, Fleet, Server, connections_to
+from tests.discovery.integrations.fleet import Fleet, Server, connections_to
 from tests.discovery.integrations.libraries import LIBRARIES, Library
 from tests.tools import free_port, wait_until
 
@@ -215,12 +216,12 @@ def test_a_redirect_within_the_service_is_balanced_too(web: Library, servers: li
 
 
 def test_tls_is_checked_against_the_services_name(
-    connect: Connect, fleet: Fleet, backend: Backend, start_server: Callable[..., Server]
+    connect: Connect, fleet: Fleet, backend: Backend, start_server: Callable[..., Server], certificate: Path
 ) -> None:
-    server = start_server("--tls", str(CERTIFICATE))
+    server = start_server("--tls", str(certificate))
     fleet.register(server.port)
     Fleet(backend, "other").register(server.port)
-    web = connect(cafile=str(CERTIFICATE))
+    web = connect(cafile=str(certificate))
 
     asked = web.request("GET", "https://web.service.consul/")
     assert asked["headers"]["host"] == "web.service.consul"

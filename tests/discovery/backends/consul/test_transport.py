@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import socket
 import ssl
 import subprocess
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +28,7 @@ from discovery.errors import (
     RegistryUnavailable,
 )
 from tests.discovery.rawserver import Peer, RawServer, answer, blackhole
-from tests.tools import free_port, missing, wait_until
+from tests.tools import Authority, free_port, wait_until
 
 ASK = request("GET", "catalog/services")
 BLOCK = request("GET", "catalog/services", index="7", wait="55s")
@@ -491,34 +489,6 @@ def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(connect,
 
 
 # --- TLS -----------------------------------------------------------------------------------------------
-
-
-class Authority:
-    """A certificate authority of the test's own, and what it has signed."""
-
-    def __init__(self, folder: Path) -> None:
-        openssl = shutil.which("openssl")
-        if openssl is None:
-            missing("openssl is not installed")
-        self._openssl, self._folder = openssl, folder
-        self.certificate = folder / "ca.pem"
-        self._key = folder / "ca.key"
-        self._make("ca", "-subj", "/CN=Test CA", "-addext", "basicConstraints=critical,CA:TRUE")
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Return certificate and key for *name*, which stands for that host and no other."""
-        signed = ["-CA", str(self.certificate), "-CAkey", str(self._key)]
-        self._make(name, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", *signed)
-        return self._folder / f"{name}.pem", self._folder / f"{name}.key"
-
-    def _make(self, name: str, *options: str) -> None:
-        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        out = ["-keyout", f"{self._folder}/{name}.key", "-out", f"{self._folder}/{name}.pem"]
-        subprocess.run(
-            [self._openssl, "req", "-x509", "-days", "2", *key, *out, *options],
-            check=True,
-            capture_output=True,
-        )
 
 
 @pytest.fixture(scope="module")
