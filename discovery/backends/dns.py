@@ -138,33 +138,43 @@ class Dns:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """What a reader was told last."""
+
+    query: Query
+    entries: Entries
+    index: int
+    due: float
+    """When to ask again, in seconds on the monotonic clock."""
+
+
 class DnsReader:
     """Reads that wait for a change by asking again and again."""
 
     def __init__(self, catalogue: Dns) -> None:
         self._catalogue = catalogue
         self._interrupted = threading.Event()
-        self._last: tuple[Query, Entries, int, float] | None = None
+        self._last: _Last | None = None
 
     def read(self, query: Query, *, index: int = 0, wait: float = 0.0, timeout: float = 10.0) -> Reply:
-        catalogue = self._catalogue
-        deadline = time.monotonic() + wait
+        catalogue, deadline = self._catalogue, time.monotonic() + wait
         while True:
-            last = self._last if self._last is not None and self._last[0] == query else None
+            last = self._last if self._last is not None and self._last.query == query else None
             if index and last is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return Reply(last[1], index, source="dns", where=catalogue.where)
-                self._interrupted.wait(min(max(last[3], REFRESH), left))
+                self._interrupted.wait(max(min(last.due, deadline) - time.monotonic(), 0.0))
+                if deadline < last.due and not self._interrupted.is_set():
+                    return Reply(last.entries, index, source="dns", where=catalogue.where)
             answer = catalogue.resolve(query, min(timeout, PATIENCE), self._interrupted)
             error = None
             if answer.stale:
                 error = RegistryUnavailable(
                     f"the name server {answer.server} cannot reach the registry and answers what it knew"
                 )
-            changed = last is None or answer.entries != last[1]
-            number = 1 if last is None else last[2] + changed
-            self._last = query, answer.entries, number, answer.ttl
+            changed = last is None or answer.entries != last.entries
+            number = 1 if last is None else last.index + changed
+            due = time.monotonic() + max(answer.ttl, REFRESH)
+            self._last = _Last(query, answer.entries, number, due)
             if changed or not index or error is not None:
                 return Reply(answer.entries, number, source="dns", where=catalogue.where, error=error)
 
