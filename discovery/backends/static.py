@@ -130,7 +130,7 @@ class Static:
             if stamp != known:
                 services = _parse(self._file)
         except (OSError, ValueError) as exc:
-            detail = exc.strerror if isinstance(exc, OSError) else exc
+            detail = (exc.strerror or "").lower() if isinstance(exc, OSError) else exc
             wrong = f"cannot use DISCOVERY_STATIC={str(self._file)!r}: {detail}"
             if services is None:
                 raise ConfigurationError(wrong) from exc
