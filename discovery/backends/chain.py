@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -249,7 +250,11 @@ class _Asked:
         error: DiscoveryError | None = self._refusal()
         if error is None and len(self.errors) == 1:
             error = next(iter(self.errors.values()))
-        if error is None:
+        if error is not None:
+            cause = error.__cause__
+            error = copy(error)  # what is added below is about this question alone
+            error.__cause__ = cause
+        else:
             tried = "; ".join(map(str, self.attempts)) or "there is none to ask"
             error = RegistryUnavailable(f"no source of services answers: {tried}")
         if addition:
