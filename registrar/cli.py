@@ -327,15 +327,15 @@ _BOOTSTRAP: Final = """\
 : "${{PORTCALL_IMAGE:=portcall}}" "${{CONSUL_IMAGE:=hashicorp/consul}}"
 DOCKER0=$(docker network inspect bridge --format '{{{{(index .IPAM.Config 0).Gateway}}}}')
 
-docker run -d --name consul -h "$(hostname)" --net host --restart unless-stopped \\
+docker run -d --name consul -h "$(hostname)" --net host --restart always \\
     -v consul-data:/consul/data "$CONSUL_IMAGE" \\
     agent -server {how} -data-dir=/consul/data -bind={host} -advertise={host} -client=0.0.0.0
 
-docker run -d --name registrator -h registrator --restart unless-stopped \\
+docker run -d --name registrator -h registrator --restart always \\
     -v /var/run/docker.sock:/tmp/docker.sock "$PORTCALL_IMAGE" \\
     registrar run consul://{host}:8500
 
-docker run -d --name resolver --net host --restart unless-stopped "$PORTCALL_IMAGE" \\
+docker run -d --name resolver --net host --restart always "$PORTCALL_IMAGE" \\
     resolver run --listen "$DOCKER0:53" --consul http://{host}:8500
 
 # Then, for containers: docker run --dns "$DOCKER0" --dns-search service.consul ..."""
