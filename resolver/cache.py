@@ -69,7 +69,7 @@ class Relayed:
         return cls(reply, frame, now, _lifetime(reply, frame))
 
     def to_fact(self) -> tuple[Fact, int]:
-        """Return the address records and aliases as a fact, and for how many seconds it may be known.
+        """Return the records of the answer as a fact, and for how many seconds it may be known.
 
         An answer that is made from it is good for its own TTL again, so each gets half of what there is: both
         together must not outlive the records.
@@ -81,7 +81,6 @@ class Relayed:
                 Name(rrset.name.labels[:-1]), int(rrset.rdtype), min(rrset.ttl, half), data.to_wire() or b""
             )
             for rrset in message.answer
-            if rrset.rdtype in (wire.A, wire.AAAA, wire.CNAME)
             for data in rrset
         )
         return Fact(records), half

@@ -152,6 +152,15 @@ class Engine:
         code = _NETWORK_ERROR if timed_out else _NO_REACHABLE_AUTHORITY
         return Answer(refuse(query, wire.SERVFAIL, options=wire.extended_error(code, why)))
 
+    def nobody(self, query: wire.Query) -> Answer:
+        """Answer when there is nobody to forward *query* to: we serve our zone only, and say so.
+
+        A reverse name is absent instead: programs that look up the name of a peer for their log would wait for
+        their next server (Consul says SERVFAIL, with the same effect).
+        """
+        reverse = query.name[-1:] and query.name[-1].lower() == b"arpa"
+        return Answer(refuse(query, wire.NXDOMAIN if reverse else wire.REFUSED))
+
     def relay(self, forward: Forward, relayed: Relayed) -> Answer:
         """Answer with what an upstream said."""
         return Answer(relayed.to_wire(forward.query, forward.limits, self._monotonic()))

@@ -318,8 +318,7 @@ class _Service:
         try:
             relayed = await self._forwarder.ask(forward.query)
         except NoUpstream:
-            # Nobody to ask: we serve our zone only, and say so (RFC 1035 section 4.1.1, REFUSED).
-            send(wire.refuse(forward.query, wire.REFUSED))
+            send(self._engine.nobody(forward.query).reply)
         except UpstreamTimeout as exc:
             send(self._engine.fail(forward.query, str(exc), timed_out=True).reply)
         except Exception:  # as in _guarded

@@ -39,8 +39,6 @@ _CONSUL: Final = Name((b"consul",))
 _NO_TTLS: Final[Mapping[str, float]] = MappingProxyType({})
 _KEYWORDS: Final = frozenset({"service", "connect", "ingress", "virtual", "node", "query", "addr"})
 _TRANSFERS: Final = frozenset({wire.AXFR, wire.IXFR})
-_ALIASED: Final = frozenset({wire.A, wire.AAAA, wire.ANY, wire.CNAME})
-"""Types that are answered with a CNAME where an instance's address is a name."""
 _SERVERS: Final = ServiceQuery(ServiceName("consul"))
 _MAX_SERVERS: Final = 3  # Consul: more in NS answers help nobody
 _MAX_ALIAS_RECORDS: Final = 5  # Consul: of what a host name resolves to
@@ -266,16 +264,12 @@ class _Zone:
         host = self.node_address(node, self.query.type, remote=dc is not None)
         address = self.address_records(owner, host, ttl)
         meta = records.meta_records(owner, node, ttl)
-        additional: tuple[Record, ...] = ()
         match self.query.type:
             case wire.TXT:
-                answer = meta
+                return self.found(tuple(Choice((record,)) for record in meta))
             case wire.ANY:
-                answer = (*address, *meta)
-            case _:
-                answer = address
-                additional = meta if self.settings.node_meta_txt and answer else ()
-        return self.found((Choice(answer, additional),))
+                return self.found(tuple(Choice((record,)) for record in (*address, *meta)))
+        return self.found((Choice(address, meta if self.settings.node_meta_txt else ()),))
 
     def address(self, parts: tuple[str, ...]) -> Found:
         """``<hex>.addr``: the address that the name itself spells."""
@@ -372,7 +366,7 @@ class _Zone:
                 target = node_name
             rtype = wire.A if address.version == 4 else wire.AAAA
             additional = (Record(target, rtype, ttl, address.packed),)
-        if self.settings.node_meta_txt and node_name is not None and address is not None:
+        if self.settings.node_meta_txt and node_name is not None:
             additional += records.meta_records(node_name, entry.node, ttl)
         return Choice((records.srv(self.query.name, ttl, entry.weight, port, target),), additional)
 
@@ -422,11 +416,11 @@ class _Zone:
         if record is None:
             return ()
         if record.type == wire.CNAME:
-            if self.query.type not in _ALIASED:
-                return ()
-            # Unlike Consul, which follows with A whatever was asked.
-            follow = {wire.A: wire.A, wire.AAAA: wire.AAAA, wire.ANY: wire.A}.get(self.query.type)
-            return (record, *self.chase(name_from_text(host), follow, ttl)) if follow else (record,)
+            # RFC 1034 section 3.6.2: an alias stands for all types but its own. Unlike Consul, which follows
+            # with A whatever was asked. Types without number are an attacker's to choose: none is followed.
+            if self.query.type == wire.CNAME or self.query.type not in wire.KNOWN_TYPES:
+                return (record,)
+            return (record, *self.chase(name_from_text(host), self.query.type, ttl))
         return (record,) if self.query.type in (record.type, wire.ANY) else ()
 
     def chase(self, target: Name, qtype: int, ttl: int) -> tuple[Record, ...]:
@@ -452,6 +446,8 @@ class _Zone:
                 found = inner.answer(alias.name[: -len(domain)])
                 self.stale = self.stale or inner.stale
                 return tuple(record for choice in found.choices for record in choice.answer)
+        if alias.type == wire.ANY:  # upstreams answer it with as little as they like (RFC 8482)
+            alias = replace(alias, type=wire.A)
         known: tuple[Record, ...] = self.know(alias)
         return known
 

@@ -110,7 +110,7 @@ RULES = [
     ),
     ("ext.service.consul", "AAAA", ["ext.service.consul. 0 CNAME www.Example.test."]),
     ("ext.service.consul", "CNAME", ["ext.service.consul. 0 CNAME www.Example.test."]),
-    ("ext.service.consul", "MX", ["NODATA"]),
+    ("ext.service.consul", "TYPE65280", ["ext.service.consul. 0 CNAME www.Example.test."]),
     (
         "inner.service.consul",
         "A",
@@ -234,6 +234,15 @@ def test_a_chain_is_not_told_for_longer_than_its_links_live() -> None:
 def test_srv_brings_what_a_host_name_resolves_to() -> None:
     message = reply("ext.service.consul", "SRV", WEB)
     assert [line.split()[2] for line in lines(message.additional)] == ["A", "CNAME"]
+    rich = facts(entry("ext", "www.example.test", on=node(meta={"rack": "r1"}))) | WEB
+    rich[ServiceQuery(ServiceName("ext"))] = Fact(
+        (entry("ext", "www.example.test", on=node(meta={"rack": "r1"})),)
+    )
+    assert [line.split()[2] for line in lines(reply("ext.service.consul", "SRV", rich).additional)] == [
+        "TXT",
+        "A",
+        "CNAME",
+    ]
 
 
 def test_what_a_host_name_resolves_to_is_asked_for_first() -> None:
