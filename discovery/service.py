@@ -249,6 +249,7 @@ class Trial:
         self.tried: list[Instance] = []
         self._given = tuple(options.get("exclude", ()))
         self._failures: list[Exception] = []
+        self._noted: Exception | None = None
         self.options: Options = options
         """Of the lookup that says which instance is next."""
         with self._tally.lock:
@@ -286,7 +287,8 @@ class Trial:
 
     def _note(self, why_not: str) -> None:
         failure = self._failures[-1]
-        if not getattr(failure, "__notes__", ()):
+        if failure is not self._noted:
+            self._noted = failure
             failure.add_note(f"tried {', '.join(map(str, self.tried))}; {why_not}")
 
 
