@@ -155,8 +155,8 @@ class Engine:
     def nobody(self, query: wire.Query) -> Answer:
         """Answer when there is nobody to forward *query* to: we serve our zone only, and say so.
 
-        A reverse name is absent instead: programs that look up the name of a peer for their log would wait for
-        their next server (Consul says SERVFAIL, with the same effect).
+        A reverse name is absent instead: programs that look up the name of a peer for their log would wait
+        for their next server (Consul says SERVFAIL, with the same effect).
         """
         reverse = query.name[-1:] and query.name[-1].lower() == b"arpa"
         return Answer(refuse(query, wire.NXDOMAIN if reverse else wire.REFUSED))

@@ -315,15 +315,19 @@ class _Zone:
         return self.end(choices=(Choice((pointer(self.query.name, wire.PTR, 0, target),)),))
 
     def instances(self, entries: Iterable[ServiceEntry], ttl: int, *, remote: bool) -> Found:
-        """One choice per distinct address, or per distinct (node, address, port) for SRV."""
-        choices: dict[object, Choice] = {}
+        """One choice per distinct address; for SRV, per distinct (node, address, port)."""
+        choices: dict[bytes, Choice] = {}
+        alike: set[tuple[str, str, int]] = set()
         aliases: dict[str, str] = {}
         for entry in entries:
             own, host, port = self.entry_address(entry, self.query.type, remote=remote)
             if self.query.type == wire.SRV:
-                key: object = (entry.node.name, host, port)
-                if key not in choices:
-                    choices[key] = self.srv(entry, host, port, ttl, own=own)
+                # Consul: instances that were registered alike are one, of whatever weight.
+                key = (entry.node.name, entry.address, entry.port)
+                if key not in alike:
+                    alike.add(key)
+                    choice = self.srv(entry, host, port, ttl, own=own)
+                    choices[b"".join(record.data for record in choice.answer)] = choice
                 continue
             record = host_record(self.query.name, host, ttl)
             if record is None:

@@ -10,12 +10,17 @@ from typing import Any
 import dns.message
 import dns.query
 import pytest
+from hypothesis import settings
 
 from discovery.agent import Agent
 from discovery.backends import open_backend
 from discovery.config import Config
 from resolver.config import Endpoint, Settings
 from resolver.server import Resolver
+
+# Examples are bounded in number; how long one takes says more about who else uses the machine.
+settings.register_profile("resolver", deadline=None)
+settings.load_profile("resolver")
 
 Start = Callable[..., Resolver]
 ANYWHERE = Endpoint("127.0.0.1", 0)

@@ -8,20 +8,25 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.rdatatype
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from discovery.backends import open_backend
 from discovery.config import Config
-from resolver.config import Endpoint, Settings
+from resolver.config import Endpoint, Settings, apply_agent_config
+from resolver.forward import Upstream as Forwarded
 from resolver.server import Resolver
 from tests.resolver.differential import DIFFERENCES, Question, Server, disagreements
-from tests.tools import ConsulAgent
+from tests.resolver.upstream import Upstream, reply
+from tests.tools import ConsulAgent, wait_until
 
 SETTLE = 3.0  # s until a change must show in both; the resolver needs milliseconds
 TYPES = ["A", "AAAA", "SRV", "ANY", "TXT", "NS", "SOA", "CNAME", "MX", "PTR", "HTTPS", "TYPE65280"]
@@ -222,6 +227,78 @@ def test_names_outside_the_zone(pair: tuple[Server, Server]) -> None:
     )
 
 
+# --- settings
+
+CONFIGURATIONS = {
+    "times": {
+        "node_ttl": "30s",
+        "service_ttl": {"*": "5s", "web": "10s", "d*": "7s", "du*": "8s"},
+        "soa": {"refresh": 11, "retry": 12, "expire": 13, "min_ttl": 14},
+    },
+    "filters": {"only_passing": True, "a_record_limit": 1, "enable_additional_node_meta_txt": False},
+    "limits": {"udp_answer_limit": 5, "enable_truncate": True, "disable_compression": True},
+}
+
+
+@pytest.mark.parametrize("dns_config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_consuls_settings_mean_the_same(
+    start_consul: Callable[..., ConsulAgent], dns_config: dict[str, Any]
+) -> None:
+    raw = {"dns_config": dns_config}
+    with ExitStack() as stack:
+        agent = start_consul(config=raw)
+        fill(Catalogue(agent))
+        backend = open_backend(agent.uri, Config())
+        stack.callback(backend.close)
+        here = Settings(listen=(Endpoint("127.0.0.1", 0),), upstreams=())
+        configured, warnings = apply_agent_config(here, raw, origin="the test")
+        assert warnings == []
+        (address,) = stack.enter_context(Resolver(configured, backend)).addresses
+        names = ["web", "v1.web", "dup", "dotnode", "weights", "sick", "mixed", "big", "taggedonly", "nope"]
+        asked = [
+            Question(f"{name}.service.consul.", qtype, edns, tcp)
+            for name in names
+            for qtype in ("A", "AAAA", "SRV")
+            for edns, tcp in VARIANTS
+        ]
+        asked += [Question(f"{name}.consul.", "A") for name in ("n1.node", "nope.node", "0a000001.addr")]
+        agree(asked, (Server((address.host, address.port)), Server(("127.0.0.1", agent.dns_port))))
+
+
+def test_host_names_as_addresses(start_consul: Callable[..., ConsulAgent]) -> None:
+    """The chain of an alias comes from the recursor; asked with A, which is what Consul always asks."""
+    chain = ["www.example.test. 60 IN CNAME w.example.test.", "w.example.test. 60 IN A 192.0.2.1"]
+
+    def handler(request: dns.message.Message, transport: str) -> dns.message.Message:
+        return reply(request, *(chain if request.question[0].rdtype == dns.rdatatype.A else chain[:1]))
+
+    with ExitStack() as stack:
+        upstream = stack.enter_context(Upstream(handler))
+        agent = start_consul(config={"recursors": [f"127.0.0.1:{upstream.port}"]})
+        catalogue = Catalogue(agent)
+        catalogue.add("n1", "10.1.0.1", [service("ext", "e1", 443, "www.example.test")], meta={"k": "v"})
+        backend = open_backend(agent.uri, Config())
+        stack.callback(backend.close)
+        here = Settings(
+            listen=(Endpoint("127.0.0.1", 0),), upstreams=(Forwarded("127.0.0.1", upstream.port),)
+        )
+        (address,) = stack.enter_context(Resolver(here, backend)).addresses
+        ours, consul = Server((address.host, address.port)), Server(("127.0.0.1", agent.dns_port))
+        for question in (
+            Question("ext.service.consul.", "A", 4096),
+            Question("ext.service.consul.", "SRV", 4096),
+        ):
+
+            def equal(question: Question = question) -> bool:
+                ours.forget()
+                mine, theirs = ours.ask(question), consul.ask(question)
+                return (mine.rcode, mine.answer, mine.additional) == (
+                    theirs.rcode, theirs.answer, theirs.additional
+                )  # fmt: skip
+
+            wait_until(equal, message=f"{question} is answered as by Consul")
+
+
 # --- generated catalogues
 
 node_names = st.sampled_from(["n1", "n2", "Node3", "n-4.x"])
@@ -265,6 +342,8 @@ questions = st.builds(
 @settings(
     max_examples=25,
     deadline=None,
+    # Without shrinking: an example that fails takes seconds, and its questions are few as they are.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(nodes, st.lists(questions, min_size=20, max_size=60))

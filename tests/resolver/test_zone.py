@@ -316,6 +316,9 @@ def test_equal_records_appear_once() -> None:
     known = facts(entry("web", "10.0.0.1", 1), entry("web", "10.0.0.1", 2), entry("web", "10.0.0.1", 2))
     assert answer("web.service.consul", "A", known) == ["web.service.consul. 0 A 10.0.0.1"]
     assert len(answer("web.service.consul", "SRV", known)) == 2
+    # Found by comparing with Consul: an address of its own that is also the node's makes a target of its own.
+    known = facts(entry("web"), entry("web"), entry("web", "10.1.0.1"), entry("web", weights=(9, 9)))
+    assert len(answer("web.service.consul", "SRV", known)) == 2
 
 
 def test_addresses_win_over_aliases_and_of_aliases_one_is_given() -> None:
