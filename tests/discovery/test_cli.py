@@ -146,7 +146,7 @@ def test_3_is_not_found(at, register, capsys):
     assert "did you mean 'web'?" in err
     assert run(capsys, "lookup", "wep", "--all")[0] == 3
     assert run(capsys, "exec", "wep", "--", "true")[0] == 3
-    assert run(capsys, "wait", "wep", "--timeout", "0.1")[0] == 3
+    assert run(capsys, "wait", "wep", "--timeout", "0.5")[0] == 3
 
 
 def test_4_is_none_healthy(at, register, capsys):
@@ -157,7 +157,7 @@ def test_4_is_none_healthy(at, register, capsys):
         assert "web-8080 fails check 'check of web-8080'" in err
     register("other", 1, tags=("v1",))
     assert run(capsys, "lookup", "other", "--tag", "v2")[0] == 4
-    assert run(capsys, "wait", "other", "--min", "2", "--timeout", "0.1")[0] == 4
+    assert run(capsys, "wait", "other", "--min", "2", "--timeout", "0.5")[0] == 4
 
 
 def test_5_is_a_registry_that_cannot_be_asked(capsys, monkeypatch):

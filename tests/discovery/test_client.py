@@ -637,9 +637,9 @@ def test_waiting_in_an_outage_does_not_ask_more_often_than_others(client, catalo
 def test_a_registry_that_is_down_all_the_time_is_the_reason(client, catalogue):
     catalogue.fail()
     with pytest.raises(RegistryTimeout) as caught:
-        client.wait_for("web", timeout=0.1)
+        client.wait_for("web", timeout=0.3)
     assert str(caught.value) == (
-        "waited 0.1 s for 1 healthy instance(s) of 'web', "
+        "waited 0.3 s for 1 healthy instance(s) of 'web', "
         "and the registry could not be asked: cannot reach the fake registry"
     )
     assert isinstance(caught.value.__cause__, RegistryUnavailable)
@@ -647,18 +647,18 @@ def test_a_registry_that_is_down_all_the_time_is_the_reason(client, catalogue):
 
 def test_too_few_instances_are_the_reason(client):
     with pytest.raises(NoHealthyInstances) as caught:
-        client.wait_for("web", min_instances=5, timeout=0.1)
-    assert str(caught.value) == "waited 0.1 s for 5 healthy instance(s) of 'web', and found 4"
+        client.wait_for("web", min_instances=5, timeout=0.3)
+    assert str(caught.value) == "waited 0.3 s for 5 healthy instance(s) of 'web', and found 4"
 
 
 def test_no_instance_at_all_is_explained_as_in_a_lookup(client, catalogue):
     with pytest.raises(ServiceNotFound, match="no service is called 'nope'"):
-        client.wait_for("nope", timeout=0.1)
+        client.wait_for("nope", timeout=0.3)
     with pytest.raises(NoHealthyInstances, match="has tags"):
-        client.wait_for("web", tags=["v9"], timeout=0.1)
+        client.wait_for("web", tags=["v9"], timeout=0.3)
     catalogue.set(service("sick"), entry("sick", port=1, status="critical"))
     with pytest.raises(NoHealthyInstances, match="sick-1 fails check"):
-        client.wait_for("sick", timeout=0.1)
+        client.wait_for("sick", timeout=0.3)
 
 
 def test_a_refusal_is_not_waited_for(client, catalogue):
