@@ -29,7 +29,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -454,8 +454,10 @@ class _Follower:
             raise copy(known.error) from known.error.__cause__
         if self._stopping.is_set():
             raise RegistryUnavailable(f"this client of {where} is closed")
-        problem = f"did not answer within {waited:g} s"
-        raise RegistryTimeout(f"{where} {problem}", attempts=[Attempt(where, waited, problem)])
+        problem = f"did not answer within {waited:.2g} s"
+        tried: Callable[[Query], Sequence[Attempt]] | None = getattr(self.engine.catalogue, "tried", None)
+        attempts = tried(self.query) if tried is not None else ()
+        raise RegistryTimeout(f"{where} {problem}", attempts=attempts or [Attempt(where, waited, problem)])
 
     def first(self, timeout: float) -> Known:
         ticket = self.ask()

@@ -84,10 +84,16 @@ class Chain:
         self.advice = advice
         self.disk = disk
         self.known: Callable[[Query], Standing | None] = lambda _: None
+        self._finding: dict[Query, _Asked] = {}
 
     @property
     def where(self) -> str:
         return " or ".join(link.catalogue.where for link in self.links) or "no source"
+
+    def tried(self, query: Query) -> tuple[Attempt, ...]:
+        """Return who has been asked in vain by the search for *query* that is under way."""
+        asked = self._finding.get(query)
+        return asked.attempts if asked is not None else ()
 
     def connect(self) -> ChainReader:
         return ChainReader(self)
@@ -137,9 +143,15 @@ class ChainReader:
     # --- nothing is known
 
     def _find(self, query: Query, links: Sequence[Link], timeout: float) -> Reply:
-        deadline = time.monotonic() + timeout
-        asked = _Asked()
+        asked = self._chain._finding[query] = _Asked()
+        try:
+            return self._first(query, links, timeout, asked)
+        finally:
+            self._chain._finding.pop(query, None)
+
+    def _first(self, query: Query, links: Sequence[Link], timeout: float, asked: _Asked) -> Reply:
         now = time.monotonic()
+        deadline = now + timeout
         # 1. Those that did not fail a moment ago, then those that did: somebody must answer.
         for link in sorted(links, key=lambda link: link.rests_until > now):
             if reply := asked.answer(self, link, query, min(link.budget or timeout, timeout)):
