@@ -22,12 +22,13 @@ import dns.query
 import dns.rcode
 
 from discovery import sources
-from discovery.backends import Backend, open_backend
+from discovery.backends import open_backend
 from discovery.config import Config
 from discovery.errors import ConfigurationError, DiscoveryError, RegistryError, RegistryUnavailable
 from resolver import wire
 from resolver.config import Endpoint, Settings, apply_agent_config, read_agent_config
 from resolver.explain import explain
+from resolver.failover import Failover
 from resolver.forward import Upstream
 from resolver.server import Resolver
 
@@ -42,6 +43,12 @@ _EXIT_CODES: Final[Mapping[type[DiscoveryError], int]] = {
     RegistryUnavailable: _NO_ANSWER,
     RegistryError: _NO_ANSWER,
 }
+_MAX_WAIT: Final = 10.0
+"""Seconds that a blocking read may take. An agent that hangs is found out when one is overdue; until then
+answers would pass for fresh."""
+_MIN_WATCHES: Final = 128
+"""Names followed by a blocking read each. Consul accepts 200 connections per address; the resolver answers
+for the whole host, so that most of them are its."""
 _QUERY_TIMEOUT: Final = 6.0  # s; longer than the resolver itself lets any question take
 
 
@@ -99,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (run, why):
         command.add_argument(
-            "--consul", metavar="URL", help="the agent to ask; default: CONSUL_HTTP_ADDR, else the local one"
+            "--consul",
+            action="append",
+            metavar="URL",
+            help="the agent to ask; repeatable, for others of its cluster to go on with when it fails; "
+            "default: CONSUL_HTTP_ADDR, else the local one",
         )
         command.add_argument("--config", type=Path, metavar="FILE", help="Consul agent configuration (JSON)")
     return parser
@@ -110,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    config = _client_config(options, settings)
-    backend = _backend(config)
+    config = _client_config(settings)
+    backend = _backend(options, config)
     resolver = Resolver(settings, backend, config=config)
 
     def ready() -> None:
@@ -150,20 +161,32 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings
 
 
-def _client_config(options: argparse.Namespace, settings: Settings) -> Config:
-    config = Config.from_env(idle=settings.idle)
+def _client_config(settings: Settings) -> Config:
+    """Return how the catalogue is followed: as the environment says, and else as suits a server."""
+    env = Config.from_env()
+    return replace(
+        env,
+        idle=settings.idle,
+        wait=min(env.wait, _MAX_WAIT),
+        max_watches=max(env.max_watches, _MIN_WATCHES),
+    )
+
+
+def _backend(options: argparse.Namespace, config: Config) -> Failover:
+    """Return the agents to follow.
+
+    Raises:
+        ConfigurationError: an address cannot be used.
+    """
     if options.consul:
-        config = replace(config, consul=config.consul.at(options.consul, origin="--consul"))
-    return config
-
-
-def _backend(config: Config) -> Backend:
+        chosen = [replace(config, consul=config.consul.at(one, origin="--consul")) for one in options.consul]
+        return Failover([open_backend("consul://", one) for one in chosen])
     try:
-        return sources.find(config)
+        return Failover([sources.find(config)])
     except RegistryUnavailable as exc:
         # Started before its agent, as at boot: it will be followed as soon as it comes up.
         log.warning("%s; going on with %s", exc, config.consul.url)
-        return open_backend("consul://", config)
+        return Failover([open_backend("consul://", config)])
 
 
 # --- query, explain ----------------------------------------------------------------------------------------
@@ -220,7 +243,7 @@ def _count(reply: dns.message.Message) -> str:
 def _explain(options: argparse.Namespace) -> int:
     name, qtype = _question(options)
     settings = _settings(options)
-    backend = sources.find(_client_config(options, settings))
+    backend = _backend(options, _client_config(settings))
     try:
         explanation = explain(name, qtype, backend.read, settings.zone)
     finally:
