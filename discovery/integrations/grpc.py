@@ -267,7 +267,9 @@ class _Lane:
             self._under_way -= 1
             last = self._retired and not self._under_way
         if last:
-            self.channel.close()
+            # Not in this thread: it may be the channel's own, which tells of calls that are over, and a
+            # channel closed there waits for ever for events that only that thread would take.
+            threading.Thread(target=self.channel.close, name="discovery-grpc-close", daemon=True).start()
 
     def retire(self) -> None:
         """Take no more calls, and close when there are none."""
