@@ -131,6 +131,30 @@ def test_a_stream_outlives_a_change_and_its_channel_goes_with_it(
     wait_until(lambda: connections_to(port) == 0)
 
 
+def test_streams_that_end_together_leave_no_channel_open(
+    web: grpc.Channel, fleet: Fleet, grpc_servers: list[Server]
+) -> None:
+    """The last one's end closes the channel; its thread must not be the one that closing waits for."""
+    count = web.stream_stream("/test.Echo/Count")
+    for round_ in range(12):
+        leaves = grpc_servers[round_ % 3].port
+        streams = []
+        for _ in range(6):
+            requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+            answers = count(iter(requests.get, None), timeout=TIMEOUT)
+            requests.put(b"")
+            next(answers)
+            streams.append((requests, answers))
+        fleet.deregister(leaves)
+        wait_until(lambda port=leaves: port not in {who(web) for _ in range(3)})
+        for requests, answers in streams:
+            requests.put(None)
+            assert list(answers) == []
+        wait_until(lambda port=leaves: connections_to(port) == 0, message=f"round {round_}")
+        fleet.register(leaves)
+        wait_until(lambda port=leaves: port in {who(web) for _ in range(3)})
+
+
 def test_all_kinds_of_calls(web: grpc.Channel, grpc_servers: list[Server]) -> None:
     ports = {server.port for server in grpc_servers}
     answer, call = web.unary_unary("/test.Echo/Who").with_call(b"", timeout=TIMEOUT)
