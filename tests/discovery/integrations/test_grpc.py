@@ -136,7 +136,7 @@ def test_streams_that_end_together_leave_no_channel_open(
 ) -> None:
     """The last one's end closes the channel; its thread must not be the one that closing waits for."""
     count = web.stream_stream("/test.Echo/Count")
-    for round_ in range(12):
+    for round_ in range(30):
         leaves = grpc_servers[round_ % 3].port
         streams = []
         for _ in range(6):
@@ -148,6 +148,8 @@ def test_streams_that_end_together_leave_no_channel_open(
         fleet.deregister(leaves)
         wait_until(lambda port=leaves: port not in {who(web) for _ in range(3)})
         for requests, answers in streams:
+            requests.put(b"")
+            next(answers)
             requests.put(None)
             assert list(answers) == []
         wait_until(lambda port=leaves: connections_to(port) == 0, message=f"round {round_}")
