@@ -317,3 +317,26 @@ def test_an_interrupt_ends_the_waiting(index):
         reader.interrupt()
         with pytest.raises(RegistryUnavailable):
             waiting.result(5)
+
+
+# --- 22: name servers that change, and errors that are ours ---------------------------------------------
+
+
+def test_22_the_servers_are_asked_for_with_each_question():
+    with NameServer(denial()) as one, NameServer(TWO) as other:
+        servers = [one.server]
+        reader = Dns(lambda: servers).connect()
+        assert reader.read(WEB).value == ()
+        servers[:] = [other.server]
+        assert len(reader.read(WEB).value) == 2
+
+
+@pytest.mark.parametrize(
+    "server", [Server("256.0.0.1"), Server("fe80::1%nowhere"), Server("203.0.113.1", 0), Server("no-address")]
+)
+def test_22_whatever_is_wrong_with_a_server_the_error_is_ours_and_the_next_is_asked(server):
+    with NameServer(TWO) as useful:
+        assert len(ask(server, useful).value) == 2
+    with pytest.raises(RegistryUnavailable) as caught:
+        ask(server, timeout=0.5)
+    assert [attempt.source for attempt in caught.value.attempts] == [f"DNS at {server}"]
