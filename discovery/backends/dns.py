@@ -241,15 +241,21 @@ class _Asked:
         raise RegistryUnavailable("the question was interrupted", attempts=self._attempts)
 
     def _start(self, asked: selectors.BaseSelector, server: Server) -> None:
-        family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock: socket.socket | None = None
         try:
+            # Numeric: looking a name server's name up could take for ever.
+            found = socket.getaddrinfo(
+                server.host, server.port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+            )
+            family, kind, protocol, _, address = found[0]
+            sock = socket.socket(family, kind, protocol)
             sock.setblocking(False)
             # Connected: replies of others are not ours, and a refusal (ICMP) is heard at once.
-            sock.connect((server.host, server.port))
+            sock.connect(address)
             sock.send(self._wire)
         except OSError as exc:
-            sock.close()
+            if sock is not None:
+                sock.close()
             self._gave_up(server, (exc.strerror or str(exc)).lower())
             return
         asked.register(sock, selectors.EVENT_READ, server)
