@@ -151,7 +151,7 @@ def test_3_is_not_found(at, register, capsys):
 
 def test_4_is_none_healthy(at, register, capsys):
     register("web", 8080, status="critical")
-    for command in (["lookup", "web"], ["lookup", "web", "--all"], ["wait", "web", "--timeout", "1"]):
+    for command in (["lookup", "web"], ["lookup", "web", "--all"], ["wait", "web", "--timeout", "0.5"]):
         code, out, err = run(capsys, *command)
         assert (code, out) == (4, "")
         assert "web-8080 fails check 'check of web-8080'" in err
@@ -163,7 +163,7 @@ def test_4_is_none_healthy(at, register, capsys):
 def test_5_is_a_registry_that_cannot_be_asked(capsys, monkeypatch):
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("CONSUL_HTTP_ADDR", address)
-    for command in (["lookup", "web"], ["ls"], ["watch", "web"], ["wait", "web", "--timeout", "1"]):
+    for command in (["lookup", "web"], ["ls"], ["watch", "web"], ["wait", "web", "--timeout", "0.5"]):
         code, out, err = run(capsys, *command)
         assert (code, out) == (5, "")
         assert address in err
