@@ -200,7 +200,7 @@ class Aiohttp(_Asynchronous):
         return finish
 
     def hang_up(self) -> None:
-        raise NotImplementedError("aiohttp closes connections only with their connector")
+        raise AssertionError("aiohttp closes connections only with their connector")
 
     def close(self) -> None:
         self.middleware.close()
