@@ -5,8 +5,10 @@ question's spelling, the TTLs, and where it is cut.
 
 Laws:
 - Pure; ``now`` is an argument (monotonic seconds).
-- Nothing is kept longer than its TTL says (RFC 1035 section 3.2.1), and a negative answer no longer than its
-  SOA says (RFC 2308 section 5).
+- Nothing is told as fresh for longer than its TTL says (RFC 1035 section 3.2.1), and a negative answer no
+  longer than its SOA says (RFC 2308 section 5).
+- What has expired is told again when no upstream can say better (RFC 8767), except that a name does not
+  exist: a denial would outlive its cause.
 - The upstream's OPT never reaches a client: EDNS is between two neighbours (RFC 6891 section 6.1.1).
 - Bounded by octets, so that large replies cannot fill the memory where small ones would fit.
 """
@@ -31,9 +33,17 @@ __all__ = ["Cache", "Key", "Relayed", "key_of"]
 Key = tuple[bytes, bool, bool]
 """Folded question, DO and CD of the request: the bits that change what an upstream answers."""
 
-MAX_TTL: Final = (
-    86_400  # s; a record that claims to live longer is asked for again once a day (RFC 8767 section 4)
-)
+STALE_TTL: Final = 30
+"""Seconds for which a client may keep what is stale (RFC 8767 section 4)."""
+FAILURE_TTL: Final = 5.0
+"""Seconds for which a failure to resolve is remembered, so that it does not cost each client the whole time
+limit (RFC 9520 section 3.2; RFC 2308 section 7 allows five minutes)."""
+_PREFETCH_SHARE: Final = 10
+_PREFETCH_MIN_TTL: Final = 10  # s
+"""A name that is asked for in the last tenth of its TTL is fetched anew before it expires, as unbound does.
+TTLs under ten seconds are meant to expire."""
+MAX_TTL: Final = 86_400  # s; what claims to live longer is asked for again every day (RFC 8767 section 4)
+_MAX_FAILURES: Final = 4_096  # remembered at a time; a flood of broken names pushes out older ones
 _OVERHEAD: Final = 512  # octets that Python adds to one cached reply, measured with tracemalloc
 _TTL: Final = Struct("!I")
 
@@ -88,10 +98,28 @@ class Relayed:
     def age(self, now: float) -> int:
         return max(0, int(now - self.received))
 
-    def to_wire(self, query: wire.Query, limits: Limits, now: float) -> bytes:
-        """Return the reply to *query* as its client may have it."""
+    def may_be_stale(self, now: float, max_stale: float) -> bool:
+        """Whether it may be told after its TTL, if nobody can say better."""
+        positive = self.frame.rcode == wire.NOERROR and any(
+            section == 1 for section, *_ in self.frame.records
+        )
+        return positive and now < self.received + self.ttl + max_stale
+
+    def due(self, now: float) -> bool:
+        """Whether somebody who asks for it now is reason enough to fetch it anew."""
+        left = self.received + self.ttl - now
+        return self.ttl >= _PREFETCH_MIN_TTL and left * _PREFETCH_SHARE < self.ttl
+
+    def to_wire(self, query: wire.Query, limits: Limits, now: float, *, options: bytes = b"") -> bytes:
+        """Return the reply to *query* as its client may have it.
+
+        Args:
+            options: of the OPT, if there is one.
+        """
         frame, age = self.frame, self.age(now)
-        tail = wire.opt(extended_rcode=frame.rcode >> 4, do=limits.do) if limits.edns else b""
+        stale = age >= self.ttl > 0
+        opt = wire.opt(extended_rcode=frame.rcode >> 4, do=limits.do, options=options)
+        tail = opt if limits.edns else b""
         flags = wire.QR | wire.RA | limits.flags | (frame.rcode & 0xF)
         if limits.ad or limits.do:  # RFC 6840 section 5.7
             flags |= frame.flags & wire.AD
@@ -107,7 +135,8 @@ class Relayed:
                 break
             sections[section - 1] += 1
             body += self.reply[at:ttl_at]
-            body += _TTL.pack(max(0, min(_TTL.unpack_from(self.reply, ttl_at)[0], MAX_TTL) - age))
+            ttl = min(_TTL.unpack_from(self.reply, ttl_at)[0], MAX_TTL)
+            body += _TTL.pack(STALE_TTL if stale else max(0, ttl - age))
             body += self.reply[ttl_at + 4 : end]
             at = end
         return wire.frame(
@@ -141,26 +170,46 @@ def _lifetime(reply: bytes, frame: Frame) -> int:
 class Cache:
     """Replies by question, the least recently used going first."""
 
-    def __init__(self, max_octets: int) -> None:
+    def __init__(self, max_octets: int, *, max_stale: float) -> None:
+        """Make an empty cache.
+
+        Args:
+            max_stale: seconds after its TTL for which a reply is kept in case no upstream answers.
+        """
         self._replies: LRUCache[Key, Relayed] = LRUCache(max_octets, getsizeof=_size)
+        self._failures: LRUCache[Key, tuple[float, str]] = LRUCache(_MAX_FAILURES)
+        self._max_stale = max_stale
 
     def __len__(self) -> int:
         return len(self._replies)
 
     def get(self, key: Key, now: float) -> Relayed | None:
-        """Return what is kept for *key*, if it may still be given."""
-        kept = self._replies.get(key)
-        if kept is None:
-            return None
-        if now - kept.received >= kept.ttl:
-            del self._replies[key]
-            return None
-        return kept
+        """Return what is kept for *key*, if it is fresh."""
+        kept: Relayed | None = self._replies.get(key)
+        return kept if kept is not None and now < kept.received + kept.ttl else None
+
+    def stale(self, key: Key, now: float) -> Relayed | None:
+        """Return what is kept for *key* if it may be told although it has expired."""
+        kept: Relayed | None = self._replies.get(key)
+        if kept is None or kept.may_be_stale(now, self._max_stale):
+            return kept
+        del self._replies[key]
+        return None
 
     def put(self, key: Key, relayed: Relayed) -> None:
         """Keep *relayed* as long as its TTL allows."""
+        self._failures.pop(key, None)
         if relayed.ttl > 0 and _size(relayed) <= self._replies.maxsize:
             self._replies[key] = relayed
+
+    def fail(self, key: Key, why: str, now: float) -> None:
+        """Remember that *key* could not be resolved."""
+        self._failures[key] = (now + FAILURE_TTL, why)
+
+    def failure(self, key: Key, now: float) -> str:
+        """Say why *key* could not be resolved a moment ago; empty when it may be tried."""
+        until, why = self._failures.get(key, (0.0, ""))
+        return why if now < until else ""
 
 
 def _size(relayed: Relayed) -> int:

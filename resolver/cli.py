@@ -26,10 +26,16 @@ from discovery.backends import open_backend
 from discovery.config import Config
 from discovery.errors import ConfigurationError, DiscoveryError, RegistryError, RegistryUnavailable
 from resolver import wire
-from resolver.config import Endpoint, Settings, apply_agent_config, read_agent_config
+from resolver.config import (
+    Endpoint,
+    Settings,
+    apply_agent_config,
+    forward_from_text,
+    read_agent_config,
+    upstream_from_text,
+)
 from resolver.explain import explain
 from resolver.failover import Failover
-from resolver.forward import Upstream
 from resolver.server import Resolver
 
 __all__ = ["main"]
@@ -88,7 +94,23 @@ def _parser() -> argparse.ArgumentParser:
         "--upstream",
         action="append",
         metavar="IP[:PORT]",
-        help="where other names are asked, in this order; default: /etc/resolv.conf",
+        help="where other names are asked, in this order, also tls://IP[:PORT][#NAME]; "
+        "default: /etc/resolv.conf",
+    )
+    run.add_argument(
+        "--forward",
+        action="append",
+        metavar="DOMAIN=IP[:PORT],...",
+        help="where names of that domain are asked instead; repeatable",
+    )
+    run.add_argument(
+        "--upstream-ca", type=Path, metavar="FILE", help="authorities for tls:// (PEM); default: the system's"
+    )
+    run.add_argument(
+        "--answer-limit",
+        type=int,
+        metavar="N",
+        help="at most N addresses in an answer; 1 spreads clients that sort what they get",
     )
     run.add_argument("--max-stale", type=float, metavar="SECONDS", help="how long to give last-known answers")
 
@@ -152,8 +174,16 @@ def _settings(options: argparse.Namespace) -> Settings:
         listen = tuple(Endpoint.from_text(one, origin="--listen") for one in options.listen)
         settings = replace(settings, listen=listen)
     if getattr(options, "upstream", None):
-        found = (Endpoint.from_text(one, origin="--upstream") for one in options.upstream)
-        settings = replace(settings, upstreams=tuple(Upstream(one.host, one.port) for one in found))
+        upstreams = tuple(upstream_from_text(one, origin="--upstream") for one in options.upstream)
+        settings = replace(settings, upstreams=upstreams)
+    if getattr(options, "forward", None):
+        routes = dict(forward_from_text(one, origin="--forward") for one in options.forward)
+        zone = replace(settings.zone, forwarded=frozenset(routes))
+        settings = replace(settings, forward=routes, zone=zone)
+    if getattr(options, "upstream_ca", None):
+        settings = replace(settings, upstream_ca=options.upstream_ca)
+    if (limit := getattr(options, "answer_limit", None)) is not None:
+        settings = replace(settings, zone=replace(settings.zone, a_record_limit=limit))
     if (max_stale := getattr(options, "max_stale", None)) is not None:
         if not max_stale >= 0:
             raise ConfigurationError(f"--max-stale={max_stale!r} is not possible: give seconds from 0")

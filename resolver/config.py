@@ -22,7 +22,7 @@ from discovery.names import fold
 from resolver.engine import AnswerSettings
 from resolver.forward import Upstream
 from resolver.records import Soa
-from resolver.wire import Malformed, name_from_text
+from resolver.wire import Malformed, Name, name_from_text
 from resolver.zone import ZoneSettings
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 DNS_PORT: Final = 53
+TLS_PORT: Final = 853  # RFC 7858 section 3.1
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _RESOLV_CONF_PERIOD: Final = 5.0  # s between two looks whether the file has changed
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -52,14 +53,14 @@ class Endpoint:
         return str(Upstream(self.host, self.port))
 
     @classmethod
-    def from_text(cls, text: str, *, origin: str) -> Endpoint:
+    def from_text(cls, text: str, *, origin: str, default_port: int = DNS_PORT) -> Endpoint:
         """Read ``ADDR``, ``ADDR:PORT`` or ``[ADDR6]:PORT``.
 
         Raises:
             ConfigurationError: naming *text* and *origin*.
         """
         wrong = f"cannot use the address {text!r} from {origin}"
-        host, port = text, str(DNS_PORT)
+        host, port = text, str(default_port)
         if text.startswith("["):
             host, _, rest = text[1:].partition("]")
             port = rest.removeprefix(":") or port
@@ -83,6 +84,10 @@ class Settings:
     listen: tuple[Endpoint, ...] = (Endpoint("127.0.0.1"),)
     upstreams: tuple[Upstream, ...] | None = None
     """Asked for every name that is not ours, in this order; None: the nameservers of /etc/resolv.conf."""
+    forward: Mapping[Name, tuple[Upstream, ...]] = field(default_factory=dict)
+    """Upstreams of their own for some domains; the longest counts. Names in lower case."""
+    upstream_ca: Path | None = None
+    """Certificate authorities (PEM) that upstreams over TLS are verified by; None: the system's."""
     zone: ZoneSettings = field(default_factory=ZoneSettings)
     answers: AnswerSettings = field(default_factory=AnswerSettings)
     idle: float = 600.0
@@ -145,10 +150,7 @@ def apply_agent_config(
         translate_wan_addrs=read.flag("translate_wan_addrs", zone.translate_wan_addrs),
     )
     if (recursors := read.take("recursors", list)) is not None:
-        upstreams = tuple(
-            Upstream(e.host, e.port)
-            for e in (Endpoint.from_text(str(one), origin=f"recursors in {origin}") for one in recursors)
-        )
+        upstreams = tuple(upstream_from_text(str(one), origin=f"recursors in {origin}") for one in recursors)
         settings = replace(settings, upstreams=upstreams)
 
     dns = read.inside("dns_config")
@@ -259,6 +261,38 @@ def nameservers(text: str) -> tuple[Upstream, ...]:
             continue
         found.append(Upstream(words[1]))
     return tuple(dict.fromkeys(found))
+
+
+def upstream_from_text(text: str, *, origin: str) -> Upstream:
+    """Read ``IP``, ``IP:PORT`` or ``tls://IP[:PORT][#NAME]``.
+
+    Raises:
+        ConfigurationError: naming *text* and *origin*.
+    """
+    if not text.startswith("tls://"):
+        plain = Endpoint.from_text(text, origin=origin)
+        return Upstream(plain.host, plain.port)
+    address, _, name = text.removeprefix("tls://").partition("#")
+    secure = Endpoint.from_text(address, origin=origin, default_port=TLS_PORT)
+    return Upstream(secure.host, secure.port, tls=True, tls_name=name)
+
+
+def forward_from_text(text: str, *, origin: str) -> tuple[Name, tuple[Upstream, ...]]:
+    """Read ``DOMAIN=UPSTREAM[,UPSTREAM...]``.
+
+    Raises:
+        ConfigurationError: naming *text* and *origin*.
+    """
+    domain, _, listed = text.partition("=")
+    if not domain or not listed:
+        raise ConfigurationError(
+            f"cannot use {text!r} from {origin}: write DOMAIN=IP, for example corp.example=10.0.0.53"
+        )
+    try:
+        name = name_from_text(fold(domain))
+    except Malformed as exc:
+        raise ConfigurationError(f"cannot use {text!r} from {origin}: {exc}") from exc
+    return name, tuple(upstream_from_text(one, origin=origin) for one in listed.split(","))
 
 
 def without(upstreams: Iterable[Upstream], own: Sequence[Endpoint]) -> tuple[Upstream, ...]:

@@ -2,7 +2,7 @@
 
     decide(packet) ──> Answer    bytes to send
                    ├─> LookUp    ask the catalogue, then decide again
-                   ├─> Forward   ask an upstream, then ``relay`` what it said
+                   ├─> Forward   ask an upstream, then ``relay`` what it said, or ``lack`` it
                    └─> Drop      say nothing
 
 Laws:
@@ -57,6 +57,9 @@ class AnswerSettings:
     """Octets of a UDP reply, whatever the client would take: fragments are lost more easily than TCP."""
     cache_octets: int = 16 * 1024 * 1024
     """For replies of upstreams: some 25,000 of them."""
+    relayed_max_stale: float = 86_400.0
+    """Seconds after its TTL for which a reply is told when no upstream answers. RFC 8767 section 5 suggests
+    one to three days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Answer:
     """Send this."""
 
     reply: bytes
+    refresh: wire.Query | None = None
+    """Ask an upstream this, too, before what is kept of it expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,12 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Ask an upstream, then ``relay``."""
+    """Ask an upstream, then ``relay`` or ``lack``."""
 
     query: wire.Query
     limits: Limits
+    stale: bool
+    """There is an old answer: an upstream that takes its time is not worth waiting for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ class Engine:
         self._monotonic = monotonic
         self._wall_clock = wall_clock
         self._random = random
-        self._cache = Cache(settings.cache_octets)
+        self._cache = Cache(settings.cache_octets, max_stale=settings.relayed_max_stale)
 
     # Requests ----------------------------------------------------------------------------------------------
 
@@ -162,12 +169,29 @@ class Engine:
         return Answer(refuse(query, wire.NXDOMAIN if reverse else wire.REFUSED))
 
     def relay(self, forward: Forward, relayed: Relayed) -> Answer:
-        """Answer with what an upstream said."""
+        """Answer with what an upstream said; a failure is as if it had not answered."""
+        if relayed.frame.rcode in wire.FAILURES:
+            return self.lack(forward, _say(relayed))
         return Answer(relayed.to_wire(forward.query, forward.limits, self._monotonic()))
 
-    def keep(self, query: wire.Query, relayed: Relayed) -> None:
-        """Remember what an upstream said to *query*."""
-        self._cache.put(key_of(query), relayed)
+    def lack(self, forward: Forward, why: str) -> Answer:
+        """Answer although no upstream did: with what is known from before, else SERVFAIL."""
+        now = self._monotonic()
+        kept = self._cache.stale(key_of(forward.query), now)
+        if kept is None:
+            return self.fail(forward.query, why, timed_out=True)
+        options = wire.extended_error(_STALE_ANSWER, why)
+        return Answer(kept.to_wire(forward.query, forward.limits, now, options=options))
+
+    def keep(self, query: wire.Query, outcome: Relayed | Exception) -> None:
+        """Remember what upstreams said to *query*, or that they said nothing."""
+        key = key_of(query)
+        if isinstance(outcome, Exception):
+            self._cache.fail(key, str(outcome), self._monotonic())
+        elif outcome.frame.rcode in wire.FAILURES:
+            self._cache.fail(key, _say(outcome), self._monotonic())
+        else:
+            self._cache.put(key, outcome)
 
     # Changes -----------------------------------------------------------------------------------------------
 
@@ -225,14 +249,22 @@ class Engine:
         """Decide about a name that others answer for."""
         if query.type in (wire.AXFR, wire.IXFR):
             return Answer(refuse(query, wire.NOTIMP))
-        kept = self._cache.get(key_of(query), self._monotonic())
+        key, now = key_of(query), self._monotonic()
+        kept = self._cache.get(key, now)
         if kept is None:
-            return Forward(query, limits)
-        answer = self.relay(Forward(query, limits), kept)
-        if query.plain:
-            prepared = Prepared([answer.reply[2:]], kept.frame.rcode, query.type, frozenset({_RELAYED}))
-            question = fold_question(query.question)
-            if query.question == question:
-                self.tables[transport].put(question, limits, prepared)
-                self.tables[transport].promote(packet[2:], prepared)
-        return answer
+            forward = Forward(query, limits, self._cache.stale(key, now) is not None)
+            why = self._cache.failure(key, now)
+            return self.lack(forward, why) if why else forward
+        reply = kept.to_wire(query, limits, now)
+        question = fold_question(query.question)
+        if query.plain and query.question == question:
+            uses = frozenset({_RELAYED})
+            prepared = Prepared([reply[2:]], kept.frame.rcode, query.type, uses)
+            self.tables[transport].put(question, limits, prepared)
+            self.tables[transport].promote(packet[2:], prepared)
+        # Hot answers go with each tick, so that a name in use comes here every second.
+        return Answer(reply, query if kept.due(now) else None)
+
+
+def _say(relayed: Relayed) -> str:
+    return f"upstreams say {wire.rcode_to_text(relayed.frame.rcode)}"

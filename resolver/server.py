@@ -16,9 +16,11 @@ import asyncio
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -37,7 +39,7 @@ from resolver.config import Endpoint, Settings, SystemUpstreams, without
 from resolver.engine import Answer, Drop, Engine, Forward, LookUp, Transport
 from resolver.facts import AliasQuery, Fact
 from resolver.follow import Follower
-from resolver.forward import Forwarder, NoUpstream, Upstream, UpstreamTimeout
+from resolver.forward import Forwarder, NoUpstream, Routes, Upstream, UpstreamTimeout
 
 __all__ = ["Resolver"]
 
@@ -54,6 +56,8 @@ _MAX_WAITING: Final = 10_000
 _ALIAS_FAILURE_KEPT: Final = 5.0
 """Seconds for which nothing is known about a host name that no upstream resolved (RFC 2308 section 7: at most
 five minutes); asking for each question anew would make each wait."""
+_STALE_PATIENCE: Final = 1.8
+"""Seconds that a client waits for an upstream before it gets an old answer (RFC 8767 section 5)."""
 _TCP_PIPELINE: Final = 128
 """Requests of one connection that may wait for answers; then it is not read from until some are given."""
 _START_TIMEOUT: Final = 10.0  # s for the thread to come up
@@ -84,13 +88,15 @@ class Resolver:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
+        self._tls: ssl.SSLContext | None = None
         self.addresses: tuple[Endpoint, ...] = ()
 
     def start(self) -> Self:
         """Bind, and serve in a thread; return once questions are answered.
 
         Raises:
-            ConfigurationError: an address cannot be bound; the message says which and what to do.
+            ConfigurationError: an address cannot be bound, or a file not be read; the message says which
+                and what to do.
         """
         self._bind()
         serving = threading.Event()
@@ -140,6 +146,7 @@ class Resolver:
             self._stop.set()
 
     def _bind(self) -> None:
+        self._tls = _tls_context(self._settings)
         try:
             for endpoint in self._settings.listen:
                 self._sockets.append(_bind(endpoint))
@@ -157,7 +164,7 @@ class Resolver:
     async def _serve(self, serving: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        service = _Service(self._settings, self._backend, self._config, self.addresses, self._loop)
+        service = _Service(self._settings, self._backend, self._config, self.addresses, self._tls, self._loop)
         try:
             await service.open(self._sockets)
             serving()
@@ -176,6 +183,7 @@ class _Service:
         backend: Catalogue,
         config: Config,
         own: Sequence[Endpoint],
+        tls: ssl.SSLContext | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.settings = settings
@@ -192,10 +200,12 @@ class _Service:
             self._discovery, self._engine, loop, idle=settings.idle, max_stale=settings.max_stale
         )
         self._forwarder = Forwarder(
-            _upstreams(settings, own),
+            Routes(_upstreams(settings, own), settings.forward),
             loop,
             attempt=settings.upstream_attempt,
             total=settings.upstream_total,
+            tls=tls,
+            learned=self._engine.keep,
         )
         self._udp: list[_UdpEndpoint] = []
         self._servers: list[asyncio.Server] = []
@@ -257,8 +267,10 @@ class _Service:
 
     def _act(self, packet: bytes, transport: Transport, send: Send, deadline: float) -> bool:
         match self._engine.decide(packet, transport):
-            case Answer(reply):
+            case Answer(reply, refresh):
                 send(reply)
+                if refresh is not None:
+                    self._spawn(self._refresh(refresh))
             case LookUp() | Forward() as decision if self._waiting >= _MAX_WAITING:
                 why = f"{_MAX_WAITING} requests are waiting already"
                 send(self._engine.fail(decision.query, why, timed_out=True).reply)
@@ -315,20 +327,27 @@ class _Service:
         known()
 
     async def _forward(self, forward: Forward, send: Send) -> None:
+        """Answer with what an upstream says, or with what is left when none does."""
         try:
-            relayed = await self._forwarder.ask(forward.query)
+            async with asyncio.timeout(_STALE_PATIENCE if forward.stale else None):
+                answer = self._engine.relay(forward, await self._forwarder.ask(forward.query))
         except NoUpstream:
-            send(self._engine.nobody(forward.query).reply)
-        except UpstreamTimeout as exc:
-            send(self._engine.fail(forward.query, str(exc), timed_out=True).reply)
+            answer = self._engine.nobody(forward.query)
+        except TimeoutError as exc:  # an UpstreamTimeout is one
+            answer = self._engine.lack(forward, str(exc) or "upstreams take their time")
         except Exception:  # as in _guarded
             log.exception("a request could not be forwarded: %s", forward.query.question.hex())
-            send(wire.refuse(forward.query, wire.SERVFAIL))
-        else:
-            self._engine.keep(forward.query, relayed)
-            send(self._engine.relay(forward, relayed).reply)
+            answer = Answer(wire.refuse(forward.query, wire.SERVFAIL))
         finally:
             self._waiting -= 1
+        send(answer.reply)
+
+    async def _refresh(self, query: wire.Query) -> None:
+        """Fetch anew what is asked for and about to expire."""
+        try:
+            await self._forwarder.ask(query)
+        except (NoUpstream, UpstreamTimeout) as exc:
+            log.debug("%s is not fetched anew: %s", wire.name_to_text(query.name), exc)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -587,6 +606,23 @@ def _explain(endpoint: Endpoint, exc: OSError) -> str:
                 "is it up (docker0 comes with the Docker daemon)? `ip address` lists them"
             )
     return f"{wrong}: {exc.strerror}"
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """Return what verifies upstreams over TLS; reading the system's authorities takes tens of milliseconds.
+
+    Raises:
+        ConfigurationError: the authorities cannot be read.
+    """
+    everybody = itertools.chain(settings.upstreams or (), *settings.forward.values())
+    if not any(one.tls for one in everybody):
+        return None
+    try:
+        return ssl.create_default_context(cafile=settings.upstream_ca)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigurationError(
+            f"cannot read the certificate authorities in --upstream-ca {settings.upstream_ca}: {exc}"
+        ) from exc
 
 
 def _upstreams(settings: Settings, own: Sequence[Endpoint]) -> Callable[[], Sequence[Upstream]]:

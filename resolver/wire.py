@@ -32,6 +32,7 @@ __all__ = [
     "name_to_wire",
     "opt",
     "parse",
+    "rcode_to_text",
     "read_frame",
     "refuse",
     "type_from_text",
@@ -78,6 +79,13 @@ NXDOMAIN: Final = 3
 NOTIMP: Final = 4
 REFUSED: Final = 5
 BADVERS: Final = 16
+
+FAILURES: Final = frozenset({FORMERR, SERVFAIL, NOTIMP, REFUSED})
+"""What says more about the server that was asked than about the name."""
+_RCODE_NAMES: Final = {
+    NOERROR: "NOERROR", FORMERR: "FORMERR", SERVFAIL: "SERVFAIL", NXDOMAIN: "NXDOMAIN", NOTIMP: "NOTIMP",
+    REFUSED: "REFUSED", BADVERS: "BADVERS",
+}  # fmt: skip
 
 # Bits of the second header word.
 QR: Final = 0x8000
@@ -393,6 +401,10 @@ def type_from_text(text: str) -> int:
     if upper.startswith("TYPE") and upper[4:].isdecimal() and int(upper[4:]) <= 0xFFFF:
         return int(upper[4:])
     raise Malformed(f"no record type {text!r}; known are {', '.join(_TYPES)} and TYPEnnn")
+
+
+def rcode_to_text(number: int) -> str:
+    return _RCODE_NAMES.get(number, f"RCODE{number}")
 
 
 def type_to_text(number: int) -> str:

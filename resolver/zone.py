@@ -64,6 +64,8 @@ class ZoneSettings:
     """Tell a node's meta as TXT in the additional section."""
     translate_wan_addrs: bool = False
     """Answer with ``wan`` addresses for instances of other data centres."""
+    forwarded: frozenset[Name] = frozenset()
+    """Domains with upstreams of their own: private reverse zones among them are not answered here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def resolve(query: wire.Query, facts: Facts, settings: ZoneSettings, serial: int
                 return reverse
     except _Ends as early:
         return early.outcome
+    if any(Name(labels[start:]) in settings.forwarded for start in range(len(labels))):
+        return None
     return special(query, labels, serial)
 
 

@@ -54,7 +54,7 @@ def test_a_cut_reply_is_not_kept() -> None:
 
 
 def test_ttls_count_down_and_the_reply_goes_when_they_end() -> None:
-    cache = Cache(100_000)
+    cache = Cache(100_000, max_stale=100.0)
     asked = query("www.example.test", ident=7)
     cache.put(key_of(asked), relayed("www.example.test. 60 IN A 192.0.2.1", now=1000.0))
     kept = cache.get(key_of(asked), 1059.9)
@@ -63,7 +63,6 @@ def test_ttls_count_down_and_the_reply_goes_when_they_end() -> None:
     assert message.id == 7
     assert lines(message.answer) == ["www.example.test. 1 A 192.0.2.1"]
     assert cache.get(key_of(asked), 1060.0) is None
-    assert len(cache) == 0
 
 
 def test_replies_are_told_apart_by_question_do_and_cd_and_not_by_case() -> None:
@@ -127,13 +126,47 @@ def test_additional_records_that_do_not_fit_are_no_truncation() -> None:
 
 
 def test_the_cache_is_bounded_by_octets() -> None:
-    cache = Cache(10_000)
+    cache = Cache(10_000, max_stale=100.0)
     for i in range(1000):
         name = f"n{i}.example.test"
         cache.put(key_of(query(name)), relayed(f"{name}. 60 IN A 192.0.2.1", name=name))
     assert 5 < len(cache) < 20
     assert cache.get(key_of(query("n999.example.test")), 1.0) is not None
     assert cache.get(key_of(query("n0.example.test")), 1.0) is None
+
+
+def test_what_has_expired_may_be_told_for_a_while_if_it_is_no_denial() -> None:
+    """RFC 8767 section 4: with a TTL of 30 s."""
+    cache = Cache(100_000, max_stale=100.0)
+    www, nope = query("www.example.test"), query("nope.example.test")
+    cache.put(key_of(www), relayed("www.example.test. 60 IN A 192.0.2.1", now=1000.0))
+    cache.put(key_of(nope), relayed(SOA, name="nope.example.test", rcode=dns.rcode.NXDOMAIN, now=1000.0))
+    stale = cache.stale(key_of(www), 1100.0)
+    assert stale is not None
+    message = dns.message.from_wire(stale.to_wire(www, ALL, 1100.0))
+    assert lines(message.answer) == ["www.example.test. 30 A 192.0.2.1"]
+    assert cache.stale(key_of(nope), 1100.0) is None
+    assert cache.stale(key_of(www), 1160.0) is None
+    assert len(cache) == 0
+
+
+def test_failures_are_remembered_for_seconds_and_end_with_an_answer() -> None:
+    """RFC 9520 section 3.2."""
+    cache, key = Cache(100_000, max_stale=0.0), key_of(query("www.example.test"))
+    assert cache.failure(key, 1000.0) == ""
+    cache.fail(key, "all silent", 1000.0)
+    assert cache.failure(key, 1004.9) == "all silent"
+    assert cache.failure(key, 1005.0) == ""
+    cache.fail(key, "all silent", 1000.0)
+    cache.put(key, relayed("www.example.test. 60 IN A 192.0.2.1", now=1001.0))
+    assert cache.failure(key, 1002.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("ttl", "age", "due"), [(60, 50, False), (60, 55, True), (9, 8.5, False), (10, 9.5, True)]
+)
+def test_what_is_about_to_expire_is_due(ttl: int, age: float, due: bool) -> None:
+    assert relayed(f"www.example.test. {ttl} IN A 192.0.2.1", now=1000.0).due(1000.0 + age) == due
 
 
 @given(st.binary(max_size=200))

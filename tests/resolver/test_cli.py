@@ -102,6 +102,9 @@ def test_explain_says_why(agent: Agent, capsys: pytest.CaptureFixture[str]) -> N
     [
         ["run", "--listen", "docker0"],
         ["run", "--upstream", "ns.example.test"],
+        ["run", "--upstream", "tls://ns.example.test"],
+        ["run", "--forward", "corp.example"],
+        ["run", "--upstream", "tls://127.0.0.1", "--upstream-ca", "/nowhere.pem", "--listen", "127.0.0.1:0"],
         ["run", "--max-stale", "-1"],
         ["run", "--config", "/nowhere.json"],
         ["query", "a..b"],

@@ -14,8 +14,10 @@ from resolver.config import (
     Settings,
     SystemUpstreams,
     apply_agent_config,
+    forward_from_text,
     nameservers,
     read_agent_config,
+    upstream_from_text,
     without,
 )
 from resolver.forward import Upstream
@@ -139,6 +141,35 @@ def test_endpoints(text: str, expected: Endpoint) -> None:
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--listen"):
         Endpoint.from_text(text, origin="--listen")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.1", Upstream("192.0.2.1", 53)),
+        ("[2001:db8::1]:5353", Upstream("2001:db8::1", 5353)),
+        ("tls://192.0.2.1", Upstream("192.0.2.1", 853, tls=True)),
+        ("tls://192.0.2.1:8853#dns.test", Upstream("192.0.2.1", 8853, tls=True, tls_name="dns.test")),
+        ("tls://[2001:db8::1]#dns.test", Upstream("2001:db8::1", 853, tls=True, tls_name="dns.test")),
+    ],
+)
+def test_upstreams(text: str, expected: Upstream) -> None:
+    assert upstream_from_text(text, origin="--upstream") == expected
+
+
+@pytest.mark.parametrize("upstream", [Upstream("192.0.2.1"), Upstream("2001:db8::1", 853, True, "dns.test")])
+def test_upstreams_are_written_as_they_are_read(upstream: Upstream) -> None:
+    assert upstream_from_text(str(upstream), origin="--upstream") == upstream
+
+
+def test_domains_with_upstreams_of_their_own() -> None:
+    assert forward_from_text("Corp.example=10.0.0.53,tls://10.0.0.54", origin="--forward") == (
+        (b"corp", b"example"),
+        (Upstream("10.0.0.53"), Upstream("10.0.0.54", 853, tls=True)),
+    )
+    for wrong in ("corp.example", "=10.0.0.53", "corp.example=", "a..b=10.0.0.53", "corp.example=ns.example"):
+        with pytest.raises(ConfigurationError, match="--forward"):
+            forward_from_text(wrong, origin="--forward")
 
 
 # --- resolv.conf

@@ -20,6 +20,7 @@ from resolver import wire
 from resolver.cache import Relayed
 from resolver.engine import Answer, AnswerSettings, Drop, Engine, Forward, LookUp, Transport
 from resolver.facts import Fact
+from resolver.forward import UpstreamTimeout
 from resolver.zone import ZoneSettings
 from tests.resolver.upstream import reply as upstream_reply
 from tests.resolver.world import SERIAL, entry, facts, lines, packet
@@ -312,7 +313,67 @@ def test_a_relayed_reply_is_kept_and_counts_down_second_by_second() -> None:
         assert first.answer[0].ttl == 60 - (clock.now - 1000)
     clock.now += 58
     made.tick()
-    assert isinstance(made.decide(raw, "udp"), Forward)
+    again = made.decide(raw, "udp")
+    assert isinstance(again, Forward)
+    assert again.stale
+
+
+def relayed(clock: Clock, *records: str, rcode: int = dns.rcode.NOERROR) -> Relayed:
+    request = dns.message.from_wire(packet("www.example.test"))
+    return Relayed.from_wire(upstream_reply(request, *records, rcode=rcode).to_wire(), clock.now)
+
+
+RECORD = "www.example.test. 60 IN A 192.0.2.1"
+
+
+def test_what_is_asked_for_shortly_before_it_expires_is_to_be_fetched_anew() -> None:
+    clock = Clock()
+    made = engine(clock=clock)
+    raw = packet("www.example.test")
+    forward = made.decide(raw, "udp")
+    assert isinstance(forward, Forward)
+    made.keep(forward.query, relayed(clock, RECORD))
+    for later, due in ((1, False), (56, True)):
+        clock.now = 1000.0 + later
+        made.tick()
+        decision = made.decide(raw, "udp")
+        assert isinstance(decision, Answer)
+        assert (decision.refresh is not None) == due
+
+
+def test_an_old_answer_is_better_than_none() -> None:
+    """RFC 8767 section 5, RFC 8914 section 4.4."""
+    clock = Clock()
+    made = engine(clock=clock)
+    raw = packet("www.example.test", edns=1232)
+    forward = made.decide(raw, "udp")
+    assert isinstance(forward, Forward)
+    made.keep(forward.query, relayed(clock, RECORD))
+    clock.now += 100
+    forward = made.decide(raw, "udp")
+    assert isinstance(forward, Forward)
+    for answer in (
+        made.lack(forward, "silence"),
+        made.relay(forward, relayed(clock, rcode=dns.rcode.SERVFAIL)),
+    ):
+        message = dns.message.from_wire(answer.reply)
+        assert lines(message.answer) == ["www.example.test. 30 A 192.0.2.1"]
+        assert errors_of(message) == [3]
+
+
+def test_a_failure_is_remembered_and_costs_the_next_client_no_time() -> None:
+    clock = Clock()
+    made = engine(clock=clock)
+    raw = packet("www.example.test", edns=1232)
+    forward = made.decide(raw, "udp")
+    assert isinstance(forward, Forward)
+    for outcome in (UpstreamTimeout("silence"), relayed(clock, rcode=dns.rcode.REFUSED)):
+        made.keep(forward.query, outcome)
+        message = answered(made, raw)
+        assert message.rcode() == dns.rcode.SERVFAIL
+        assert errors_of(message) == [23]
+        clock.now += 5
+        assert isinstance(made.decide(raw, "udp"), Forward)
 
 
 @given(st.binary(max_size=200), st.sampled_from(["udp", "tcp"]))

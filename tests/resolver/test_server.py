@@ -23,6 +23,7 @@ from discovery.model import Check, CheckID, Registration, ServiceID, ServiceName
 from resolver.config import Endpoint, Settings
 from resolver.forward import Upstream
 from resolver.server import Resolver
+from resolver.wire import name_from_text
 from tests.resolver.conftest import Start, addresses, ask
 from tests.resolver.upstream import Upstream as Server
 from tests.resolver.upstream import reply
@@ -190,6 +191,66 @@ def test_other_names_are_forwarded_and_kept(agent: Agent, start_resolver: Start)
                 assert addresses(message) == ["192.0.2.1"]
                 assert dns.flags.to_text(message.flags) == "QR RD RA"
         assert len(server.asked) == 1
+
+
+def test_some_domains_have_upstreams_of_their_own(agent: Agent, start_resolver: Start) -> None:
+    """Private reverse zones among them, which would else be answered here (RFC 6303)."""
+    with (
+        Server(lambda request, _: reply(request, "www.corp.example. 60 IN A 192.0.2.7")) as corp,
+        Server(
+            lambda request, _: reply(request, "1.0.0.10.in-addr.arpa. 60 IN PTR a.corp.example.")
+        ) as reverse,
+    ):
+        routes = {
+            name_from_text("corp.example"): (Upstream(*corp.address),),
+            name_from_text("10.in-addr.arpa"): (Upstream(*reverse.address),),
+        }
+        zone = replace(ALONE.zone, forwarded=frozenset(routes))
+        resolver = start_resolver(agent.uri, replace(ALONE, forward=routes, zone=zone))
+        assert addresses(ask(resolver, "www.CORP.example")) == ["192.0.2.7"]
+        assert addresses(ask(resolver, "1.0.0.10.in-addr.arpa", "PTR")) == ["a.corp."]
+        assert ask(resolver, "www.example").rcode() == dns.rcode.REFUSED
+
+
+def test_old_answers_are_told_when_upstreams_fall_silent(agent: Agent, start_resolver: Start) -> None:
+    """RFC 8767 section 5."""
+    silent = threading.Event()
+
+    def handler(request: dns.message.Message, transport: str) -> dns.message.Message | None:
+        return None if silent.is_set() else reply(request, "www.example.test. 1 IN A 192.0.2.1")
+
+    with Server(handler) as server:
+        settings = Settings(upstreams=(Upstream(*server.address),), upstream_total=0.3)
+        resolver = start_resolver(agent.uri, settings)
+        assert addresses(ask(resolver, "www.example.test")) == ["192.0.2.1"]
+        silent.set()
+
+        def stale() -> bool:
+            return errors_of(ask(resolver, "www.example.test", use_edns=0)) == [3]
+
+        wait_until(stale, message="the old answer is marked as such")
+        message = ask(resolver, "www.example.test")
+        assert addresses(message) == ["192.0.2.1"]
+        assert message.answer[0].ttl == 30
+
+
+def test_a_host_name_as_address_is_resolved_by_upstreams(agent: Agent, start_resolver: Start) -> None:
+    with Server(lambda request, _: reply(request, "www.example.test. 60 IN A 192.0.2.1")) as server:
+        register(agent, "e1", "www.example.test", name="ext")
+        resolver = start_resolver(agent.uri, Settings(upstreams=(Upstream(*server.address),)))
+        for _ in range(3):
+            assert addresses(ask(resolver, "ext.service.consul")) == ["www.example.test.", "192.0.2.1"]
+        assert len(server.asked) == 1
+    alone = start_resolver(agent.uri)
+    assert addresses(ask(alone, "ext.service.consul")) == ["www.example.test."]
+
+
+def test_an_address_leads_to_its_service(agent: Agent, start_resolver: Start) -> None:
+    register(agent, "w1", "10.0.0.1")
+    resolver = start_resolver(agent.uri)
+    assert addresses(ask(resolver, "1.0.0.10.in-addr.arpa", "PTR")) == ["web.service.dc1.consul."]
+    assert addresses(ask(resolver, "1.0.1.10.in-addr.arpa", "PTR")) == ["host-1.node.dc1.consul."]
+    assert ask(resolver, "9.9.9.10.in-addr.arpa", "PTR").rcode() == dns.rcode.NXDOMAIN
 
 
 def test_names_of_ours_are_never_forwarded(agent: Agent, start_resolver: Start) -> None:
