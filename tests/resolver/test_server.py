@@ -197,9 +197,7 @@ def test_some_domains_have_upstreams_of_their_own(agent: Agent, start_resolver: 
     """Private reverse zones among them, which would else be answered here (RFC 6303)."""
     with (
         Server(lambda request, _: reply(request, "www.corp.example. 60 IN A 192.0.2.7")) as corp,
-        Server(
-            lambda request, _: reply(request, "1.0.0.10.in-addr.arpa. 60 IN PTR a.corp.example.")
-        ) as reverse,
+        Server(lambda request, _: reply(request, "1.0.0.10.in-addr.arpa. 60 IN PTR a.corp.")) as reverse,
     ):
         routes = {
             name_from_text("corp.example"): (Upstream(*corp.address),),
