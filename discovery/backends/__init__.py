@@ -13,14 +13,17 @@ Laws:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from discovery.config import Config
 from discovery.errors import ConfigurationError
 from discovery.model import CheckID, Query, Registration, Reply, ServiceID, Source, Status
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["AgentInfo", "Backend", "Catalogue", "Reader", "Registry", "open_backend"]
 
@@ -113,8 +116,17 @@ def open_backend(uri: str, config: Config) -> Backend:
     Raises:
         ConfigurationError: no installed backend knows the scheme, or the URI is malformed.
     """
-    for entry in entry_points(group=GROUP, name=uri.partition("://")[0].lower()):
-        backend: Backend = entry.load()(uri, config)
-        return backend
-    known = ", ".join(sorted({f"{entry.name}://" for entry in entry_points(group=GROUP)}))
-    raise ConfigurationError(f"no backend for the registry URI {uri!r}; known are {known or 'none'}")
+    entry = _installed().get(uri.partition("://")[0].lower())
+    if entry is None:
+        known = ", ".join(f"{name}://" for name in sorted(_installed()))
+        raise ConfigurationError(f"no backend for the registry URI {uri!r}; known are {known or 'none'}")
+    backend: Backend = entry.load()(uri, config)
+    return backend
+
+
+@functools.cache
+def _installed() -> Mapping[str, EntryPoint]:
+    """Return the installed backends by scheme. Read once: it looks at every installed distribution."""
+    from importlib.metadata import entry_points  # here, as loading it takes longer than all of ours
+
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -16,13 +16,12 @@ Laws:
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from discovery.backends import Catalogue, Reader
 from discovery.backends.disk import Disk
@@ -37,8 +36,6 @@ from discovery.errors import (
 from discovery.model import Query, Reply, Source
 
 __all__ = ["Chain", "Link", "Standing"]
-
-log = logging.getLogger("discovery")
 
 PROBE: Final = 30.0
 """Seconds until a source that failed is asked again while another one answers; up to a fifth is taken off
@@ -119,9 +116,11 @@ class ChainReader:
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
         self._readers: dict[Link, Reader] = {}
+        self._unwritten: tuple[Query, Any] | None = None
         self._interrupted = False
 
     def read(self, query: Query, *, index: int = 0, wait: float = 0.0, timeout: float = 10.0) -> Reply:
+        self._write_down()
         covering = [link for link in self._chain.links if link.covers(query)]
         known = self._chain.known(query)
         for n, link in enumerate(covering):
@@ -137,6 +136,7 @@ class ChainReader:
             reader.interrupt()
 
     def close(self) -> None:
+        self._write_down()
         for reader in self._readers.values():
             reader.close()
 
@@ -173,7 +173,7 @@ class ChainReader:
     def _found(self, query: Query, reply: Reply, asked: _Asked) -> Reply:
         if reply.error is None:
             asked.rest(time.monotonic())
-            self._written_down(query, reply)
+            self._remember(query, reply)
         return replace(reply, attempts=asked.attempts)
 
     # --- something is known, from one of the links
@@ -192,7 +192,7 @@ class ChainReader:
         reply = asked.answer(self, link, query, timeout, index=index if wait else 0, wait=wait)
         if reply is None:
             raise asked.failure(self._chain.advice)
-        self._written_down(query, reply)
+        self._remember(query, reply)
         return reply
 
     # --- both
@@ -206,16 +206,16 @@ class ChainReader:
         reply = reader.read(query, index=index, wait=wait, timeout=timeout)
         return reply if reply.where else replace(reply, where=link.catalogue.where)
 
-    def _written_down(self, query: Query, reply: Reply) -> None:
-        # What a sibling process has shared it has written down too; what is fixed needs no memory.
-        disk = self._chain.disk
-        if (
-            disk is not None
-            and reply.source in ("http", "dns")
-            and reply.error is None
-            and reply.known_leader
-        ):
-            disk.keep(query, reply.value)
+    def _remember(self, query: Query, reply: Reply) -> None:
+        # What a sibling process has shared it writes down itself; what is fixed needs no memory.
+        if reply.source in ("http", "dns") and reply.error is None and reply.known_leader:
+            self._unwritten = query, reply.value
+
+    def _write_down(self) -> None:
+        """Write down what was read last: with the next read, so that nobody waits for the disk to hear it."""
+        unwritten, self._unwritten = self._unwritten, None
+        if unwritten is not None and self._chain.disk is not None:
+            self._chain.disk.keep(*unwritten)
 
 
 class _Asked:
