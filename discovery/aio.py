@@ -26,7 +26,7 @@ from discovery.engine import Known
 from discovery.errors import DiscoveryError, LookupFailed, RegistryError, RegistryTimeout, RegistryUnavailable
 from discovery.heartbeat import Heartbeat
 from discovery.model import Instance, Query, ServiceName, Snapshot
-from discovery.service import Trial
+from discovery.service import Explanation, Trial
 
 __all__ = ["AsyncClient", "AsyncWatch"]
 
@@ -93,6 +93,12 @@ class AsyncClient:
     ) -> Snapshot:
         """As ``Client.lookup_all``; awaits only the first answer about a name."""
         return await self._run(self._client._all(name, tags, meta, dc, near, healthy), timeout)
+
+    async def explain(self, name: str, /, **options: Unpack[Options]) -> Explanation:
+        """As ``Client.explain``."""
+        return await self._run(
+            self._client._explain(name, self._client._wish(**options)), options.get("timeout")
+        )
 
     async def names(
         self, *, dc: str | None = None, timeout: float | None = None

@@ -34,6 +34,7 @@ from discovery.changes import Awaited, Watch, matches
 from discovery.config import Config
 from discovery.engine import Engine, Known
 from discovery.errors import (
+    Attempt,
     DiscoveryError,
     LookupFailed,
     NoHealthyInstances,
@@ -44,7 +45,7 @@ from discovery.errors import (
 from discovery.heartbeat import Heartbeat
 from discovery.model import Instance, NamesQuery, Query, ServiceName, ServiceQuery, Snapshot
 from discovery.names import close_names, fold, service_name
-from discovery.service import Loan, Options, Service, Tally, Trial, Wish
+from discovery.service import Candidate, Explanation, Loan, Options, Service, Tally, Trial, Wish
 
 __all__ = [
     "Client",
@@ -172,6 +173,10 @@ class Client:
         other errors are those of ``lookup``.
         """
         return self._run(self._all(name, tags, meta, dc, near, healthy), timeout)
+
+    def explain(self, name: str, /, **options: Unpack[Options]) -> Explanation:
+        """Say how ``lookup`` with the same arguments comes to what it returns, instance by instance."""
+        return self._run(self._explain(name, self._wish(**options)), options.get("timeout"))
 
     @contextmanager
     def borrow(self, name: str, /, **options: Unpack[Options]) -> Iterator[Instance]:
@@ -402,6 +407,19 @@ class Client:
         if failure is not None:
             raise failure
         raise (yield from self._nothing(asked, wish))
+
+    def _explain(self, name: str, wish: Wish) -> Steps[Explanation]:
+        candidates: list[Candidate] = []
+        attempts: list[Attempt] = []
+        for dc in wish.dcs:
+            service = yield from self._service(name, dc, wish.near)
+            service.tally.expire()
+            candidates += service.candidates(wish)
+            attempts += service.attempts(self.where)
+            if any(candidate.why_not is None for candidate in candidates):
+                break  # the next data centre is not asked
+        strategy = wish.strategy if isinstance(wish.strategy, str) else type(wish.strategy).__name__
+        return Explanation(service.query.name, strategy, tuple(candidates), tuple(attempts))
 
     def _all(
         self,

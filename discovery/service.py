@@ -23,9 +23,9 @@ from discovery.changes import compared, is_usable, matches, snapshot_of
 from discovery.config import Config
 from discovery.engine import Known
 from discovery.errors import Attempt
-from discovery.model import Instance, ServiceQuery, Snapshot
+from discovery.model import Instance, ServiceName, ServiceQuery, Snapshot
 
-__all__ = ["Loan", "Options", "Service", "Tally", "Trial", "Wish"]
+__all__ = ["Candidate", "Explanation", "Loan", "Options", "Service", "Tally", "Trial", "Wish"]
 
 _VIEWS: Final = 64
 """Filters that are remembered per service, with their place in the round; beyond that they start over."""
@@ -72,6 +72,27 @@ class Wish:
         if instance in self.exclude:
             return f"{instance.id} is excluded"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An instance, and whether a lookup may return it."""
+
+    instance: Instance
+    why_not: str | None
+    """None: it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a lookup comes to what it returns."""
+
+    service: ServiceName
+    strategy: str
+    """The name of what chooses among those that may be returned."""
+    candidates: tuple[Candidate, ...]
+    attempts: tuple[Attempt, ...]
+    """Who was asked, in order, and what came of it."""
 
 
 class Tally:
@@ -196,6 +217,18 @@ class Service:
                 strategy, balance.strategy(strategy, random.randrange)
             )
         return strategy.pick(live, self.tally.stats, wish.key)
+
+    def candidates(self, wish: Wish) -> Iterator[Candidate]:
+        """Say of every instance whether *wish* may get it, and why not."""
+        view, now = self._view(wish), time.monotonic()
+        for instance in self.snapshot:
+            why_not = wish.why_not(instance)
+            if why_not is None and instance not in (view.matching or ()):
+                why_not = f"{instance.id} is in zone {instance.zone!r}, and there are some in {wish.zone!r}"
+            elif why_not is None and instance not in view.usable:
+                left = self.tally.stats.ejected.get(instance, now) - now
+                why_not = f"{instance.id} failed again and again, and is left out for another {left:.0f} s"
+            yield Candidate(instance, why_not)
 
     def _view(self, wish: Wish) -> _View:
         key = (wish.tags, wish.meta, wish.zone)

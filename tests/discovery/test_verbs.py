@@ -139,6 +139,32 @@ def test_a_watch_tells_every_change(client, catalogue):
         assert (ports(change.added), ports(change.removed)) == ([4], [1, 2])
 
 
+def test_every_candidate_is_explained(start, catalogue):
+    rows = [entry(port=port, tags=("v1",), meta={"zone": "a"}) for port in range(1, 8)]
+    rows[0] = entry(port=1, status="critical", output="no answer", tags=("v1",))
+    rows[1] = entry(port=2, tags=("v2",))
+    rows[3] = entry(port=4, tags=("v1",), meta={"zone": "b"})
+    catalogue.set(WEB, *rows)
+    client = start(zone="a")
+    for _ in range(balance.FAILURES):
+        client.report(Instance(rows[4]), ok=False)
+    told = client.explain("web", tags=["v1"], exclude=[Instance(rows[2])], strategy="random")
+    assert (told.service, told.strategy) == ("web", "random")
+    assert [attempt.source for attempt in told.attempts] == ["fake://registry"]
+    reasons = {candidate.instance.port: candidate.why_not for candidate in told.candidates}
+    assert reasons == {
+        1: "web-1 fails check 'check of web-1': no answer",
+        2: "web-2 has tags ['v2'] and meta {}",
+        3: "web-3 is excluded",
+        4: "web-4 is in zone 'b', and there are some in 'a'",
+        5: "web-5 failed again and again, and is left out for another 5 s",
+        6: None,
+        7: None,
+    }
+    picked = {client.lookup("web", tags=["v1"], exclude=[Instance(rows[2])]).port for _ in range(9)}
+    assert picked == {port for port, reason in reasons.items() if reason is None}
+
+
 # --- choosing ------------------------------------------------------------------------------------------
 
 
