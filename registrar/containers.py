@@ -27,6 +27,7 @@ __all__ = [
     "Protocol",
     "State",
     "Summary",
+    "nanoseconds",
     "signal_number",
 ]
 
@@ -218,6 +219,16 @@ def signal_number(name: str) -> int | None:
         return None
 
 
+def nanoseconds(raw: str) -> int:
+    """Read Docker's RFC 3339 time; ``0001-01-01T00:00:00Z``, its "never", is 0."""
+    found = _TIME.match(raw)
+    if found is None:
+        return 0
+    moment = datetime.fromisoformat(found[1] + ("+00:00" if found[3] == "Z" else found[3])).astimezone(UTC)
+    seconds = int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
+    return max(0, seconds * 1_000_000_000 + int((found[2] or "").ljust(9, "0")))
+
+
 def _environment(raw: list[str] | tuple[str, ...]) -> Mapping[str, str]:
     # "NAME" without "=" is how Docker writes a variable that was to be taken out.
     pairs = (item.partition("=") for item in raw if "=" in item)
@@ -268,17 +279,7 @@ def _state(raw: Mapping[str, Any]) -> State:
         restarting=bool(raw.get("Restarting")),
         exit_code=int(raw.get("ExitCode") or 0),
         oom_killed=bool(raw.get("OOMKilled")),
-        started_at=_nanoseconds(raw.get("StartedAt") or ""),
-        finished_at=_nanoseconds(raw.get("FinishedAt") or ""),
+        started_at=nanoseconds(raw.get("StartedAt") or ""),
+        finished_at=nanoseconds(raw.get("FinishedAt") or ""),
         health=health if status and status != "none" else None,
     )
-
-
-def _nanoseconds(raw: str) -> int:
-    """Read Docker's RFC 3339 time; ``0001-01-01T00:00:00Z``, its "never", is 0."""
-    found = _TIME.match(raw)
-    if found is None:
-        return 0
-    moment = datetime.fromisoformat(found[1] + ("+00:00" if found[3] == "Z" else found[3])).astimezone(UTC)
-    seconds = int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
-    return max(0, seconds * 1_000_000_000 + int((found[2] or "").ljust(9, "0")))

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ import urllib3.exceptions
 from docker.utils import kwargs_from_env
 
 from discovery.errors import ConfigurationError, DiscoveryError
-from registrar.containers import Container, ContainerID, Summary, signal_number
+from registrar.containers import Container, ContainerID, Summary, nanoseconds, signal_number
 
 __all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream"]
 
@@ -63,7 +62,7 @@ class EngineInfo:
     """The host's name, as Docker knows it."""
     version: str
     now: int
-    """Seconds on the engine's clock, from which its events can be replayed."""
+    """Nanoseconds on the engine's clock, from which its events can be replayed; 0: it does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,21 +178,21 @@ class Docker:
             id=raw.get("ID") or "",
             name=raw.get("Name") or "",
             version=raw.get("ServerVersion") or "",
-            now=_seconds(raw.get("SystemTime") or ""),
+            now=nanoseconds(raw.get("SystemTime") or ""),
         )
 
     def events(self, since: int) -> EventStream:
         """Subscribe.
 
         Args:
-            since: seconds on the engine's clock. The engine answers before it has subscribed us; only a
-                replay from a moment before that closes the gap.
+            since: nanoseconds on the engine's clock. The engine answers before it has subscribed us; only
+                a replay from a moment before that closes the gap. It replays at most 256 events.
 
         Raises:
             DockerUnavailable: nobody answers.
         """
         client = self._connected()
-        params = {"filters": json.dumps({"type": ["container", "network"]}), "since": str(since or "")}
+        params = {"filters": json.dumps({"type": ["container", "network"]}), "since": _timestamp(since)}
         url = f"{client.base_url}/v{client.api_version}/events"
         # Not the SDK's ``events``: its stream leaves the socket open when the engine goes away.
         with self._translated():
@@ -336,9 +335,6 @@ def _default_socket() -> str:
     return f"unix://{path}"
 
 
-def _seconds(raw: str) -> int:
-    """Read the engine's clock; 0 when it does not tell the time."""
-    try:
-        return int(datetime.fromisoformat(raw).timestamp())
-    except ValueError:
-        return 0
+def _timestamp(at: int) -> str:
+    """Write a time as the engine takes it; empty for none."""
+    return f"{at // 1_000_000_000}.{at % 1_000_000_000:09}" if at else ""

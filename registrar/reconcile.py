@@ -12,8 +12,7 @@
       write what differs                     or not as it is desired
 
 Laws:
-- Level-triggered: an event carries no state. The stop signal alone is remembered, because Docker tells it
-  nowhere else; it counts for the life of the container that it was sent to, until that would have ended.
+- Level-triggered: an event carries no state, but for the stop signal (see ``signals``).
 - Only passes write, and one container has one pass at a time: whatever order its events come in, the last
   pass sees the last state.
 - A pass costs one inspect and the writes that are needed. What the agent has it takes from the picture,
@@ -52,6 +51,7 @@ from registrar.picture import Picture, Row
 from registrar.plan import Plan, Write
 from registrar.prober import Executor, Prober
 from registrar.reporter import Reporter
+from registrar.signals import StopSignals
 from registrar.status import Report
 from registrar.work import SURVEY, WorkQueue
 
@@ -61,15 +61,17 @@ log = logging.getLogger("registrar")
 
 SURVEY_INTERVAL: Final = 0.25
 """Seconds between two surveys at least: on a busy cluster the blocking read returns all the time."""
-WAIT: Final = 30.0
-"""Seconds that the agent may hold the blocking read. An agent that vanished without a word, host and all,
-is noticed at the end of it; until then nothing on this host could be registered with it anyway."""
+WAIT: Final = 10.0
+"""Seconds that the agent may hold the blocking read. An agent that vanished without a word is noticed at
+the end of it, and so is one that was replaced in the millisecond between two reads."""
 SETTLE: Final = 0.2
 """Seconds that the catalogue may differ from what we believe, because of what we are just writing."""
-SETTLE_LIMIT: Final = 1.0
-"""Seconds after which a survey looks into it although writing goes on."""
-DRAIN_GRACE: Final = 2.0
-"""Seconds after a container's stop timeout when one that is still there counts as staying."""
+PATIENCE: Final = 5
+"""Looks at a catalogue that differs, after which a survey is made although writing goes on; and the most
+``SETTLE`` between two of them."""
+REPLAY: Final = 60.0
+"""Seconds before the first subscription of which events are still of interest: a container that was sent
+its stop signal then may be stopping now."""
 RETRY_FIRST: Final = 0.1  # s
 RETRY_LAST: Final = 1.0  # s; a fault that ends is followed by a full pass within 2 s
 PROBE_INTERVAL: Final = 1.0
@@ -77,7 +79,6 @@ PROBE_INTERVAL: Final = 1.0
 it passes all the others are: a thousand that are denied cost no more than one."""
 POLL_INTERVAL: Final = 1.0
 """Seconds between two surveys where the registry does not let us hold a blocking read."""
-SIGKILL: Final = 9
 
 
 class Events(Protocol):
@@ -115,26 +116,13 @@ class _Known:
     """What is remembered of one container."""
 
     fingerprint: int | None = None
-    """Of its row in the list; None until a survey has seen it."""
+    """Of its row in the list when a survey last had it inspected, if nothing was heard of it since."""
     desired: Desired | None = None
     """As of the last pass."""
     told: set[str] = field(default_factory=set)
     """Problems and refusals that are in the log already."""
     refused: frozenset[ServiceID] = frozenset()
     """Ids that it wants and somebody else has."""
-
-
-@dataclass(slots=True)
-class _Kill:
-    """A signal that a container was sent."""
-
-    signal: int
-    at: int
-    """Nanoseconds, the engine's clock: comparable with the container's start."""
-    heard: float
-    """Seconds, our clock."""
-    last: bool = True
-    """True while nothing was heard of the container since."""
 
 
 class _Pauses:
@@ -144,12 +132,13 @@ class _Pauses:
     """
 
     def __init__(self) -> None:
+        self._random = random.Random()
         self._next = RETRY_FIRST
 
     def next(self) -> float:
         pause = self._next
         self._next = min(pause * 2, RETRY_LAST)
-        return pause * random.uniform(0.7, 1.0)
+        return pause * self._random.uniform(0.7, 1.0)
 
     def reset(self) -> None:
         self._next = RETRY_FIRST
@@ -197,7 +186,9 @@ class Reconciler:
         self._engine_here = False
         self._registry_here = False
         self._containers: dict[ContainerID, _Known] = {}
-        self._kills: dict[ContainerID, _Kill] = {}
+        self._last_event_at = 0
+        """Nanoseconds, the engine's clock."""
+        self._signals = StopSignals()
         self._sharing: dict[ContainerID, ContainerID] = {}
         """Container -> the one whose network it uses."""
         self._denied: dict[ContainerID, None] = {}
@@ -306,8 +297,10 @@ class Reconciler:
         while not self._stopping.is_set():
             try:
                 info = self._engine.connect()
-                # From the moment before we asked: the engine answers before it has subscribed us.
-                events = self._engine.events(info.now)
+                # A stop signal is told only once: what was told before we listened is told again. (And the
+                # engine answers before it has subscribed us.)
+                since = self._last_event_at or max(0, info.now - int(REPLAY * 1e9))
+                events = self._engine.events(since)
             except DiscoveryError as exc:
                 self._say("engine", logging.WARNING, f"waiting for Docker: {exc}", type(exc))
                 self._stopping.wait(pauses.next())
@@ -334,10 +327,10 @@ class Reconciler:
     def _heard(self, event: Event) -> None:
         container = event.container
         with self._lock:
-            if event.action == "kill" and event.signal is not None:
-                self._kills[container] = _Kill(event.signal, event.at, self._clock())
-            elif kill := self._kills.get(container):
-                kill.last = False
+            self._last_event_at = max(self._last_event_at, event.at)
+            if known := self._containers.get(container):
+                known.fingerprint = None
+            self._signals.heard(container, event.signal, event.at, self._clock())
             dependent = [other for other, target in self._sharing.items() if target == container]
         for dirty in (container, *dependent):
             self._queue.add(dirty)
@@ -346,6 +339,8 @@ class Reconciler:
         with self._lock:
             self._engine_info = info
             self._engine_here = True
+            for known in self._containers.values():
+                known.fingerprint = None  # events may have been missed
             self._settle_host()
         self._open_gate()
 
@@ -408,24 +403,22 @@ class Reconciler:
             self._poll(pauses)
             return
         self._registry_came(agent, pauses)
-        doubted_since: float | None = None
-        surveyed: object = None
+        doubts = 0
         while not self._stopping.is_set():
             # Without an index first: one of before a restart lies in the new count's future, and Consul
             # would hold the read until the count gets there (Consul: "Blocking Queries").
             reply = reader.read(query)
-            rows = [(entry.id, entry.meta, entry.port) for entry in reply.value]
-            if rows == surveyed or self._believed(rows):
-                doubted_since = None
+            if self._believed([(entry.id, entry.meta, entry.port) for entry in reply.value]):
+                doubts = 0
                 reader.read(query, index=max(1, reply.index), wait=WAIT)
-            elif doubted_since is None:
-                doubted_since = self._clock()
-            elif self._queue.idle() or self._clock() - doubted_since >= SETTLE_LIMIT:
-                self._queue.survey()
-                doubted_since, surveyed = None, rows
-            # Not only in doubt: while a thousand are registered, reading all of them after each one
-            # would take longer than registering them.
-            self._stopping.wait(SETTLE)
+            else:
+                doubts += 1
+                if doubts > 1 and (self._queue.idle() or doubts > PATIENCE):
+                    self._queue.survey()
+            # Not only in doubt: while a thousand are registered, reading all of them after each one would
+            # take longer than registering them. A doubt that stays (an agent that may not tell its
+            # servers, say) is looked into ever more rarely.
+            self._stopping.wait(SETTLE * max(1, min(doubts, PATIENCE)))
 
     def _believed(self, rows: list[Row]) -> bool:
         with self._lock:
@@ -550,7 +543,9 @@ class Reconciler:
             if host is None:
                 return
             known = self._containers.setdefault(container_id, _Known())
-            stopping = self._stopping_reason(container) if container else ""
+            stopping, left = self._signals.ending(container, self._clock()) if container else ("", 0.0)
+        if stopping and left < float("inf"):
+            self._queue.add(container_id, after=left)
         desired: Desired | None = None
         if container is not None:
             desired = desire(
@@ -620,11 +615,10 @@ class Reconciler:
         """
         with self._lock:
             known = self._containers.get(container_id)
-            kill = self._kills.get(container_id)
-            if known and known.desired and kill and kill.last:
-                kill.last = False
-                before = known.desired.container
-                if _ends(before, kill):
+            before = known.desired.container if known and known.desired else None
+            if self._signals.just_sent(container_id) and before:
+                stopping, _ = self._signals.ending(before, self._clock())
+                if stopping:
                     self._queue.add(container_id, after=SETTLE)
                     return before
         return self._engine.inspect(container_id)
@@ -675,23 +669,6 @@ class Reconciler:
         for container in waiting:
             self._queue.add(container)
 
-    def _stopping_reason(self, container: Container) -> str:
-        """Say which signal is ending *container*, or return ``""``. The caller holds the lock.
-
-        The stop signal drains, and SIGKILL, which nothing survives; ``kill -s HUP`` does not. A
-        container that is still there when Docker's patience is over has chosen to stay, and comes back.
-        """
-        kill = self._kills.get(container.id)
-        if kill is None:
-            return ""
-        left = kill.heard + container.stop_timeout + DRAIN_GRACE - self._clock()
-        if not _ends(container, kill) or not container.state.running or left <= 0:
-            del self._kills[container.id]
-            return ""
-        if left < float("inf"):
-            self._queue.add(container.id, after=left)
-        return f"signal {kill.signal}"
-
     def _note_refused(self, container: ContainerID, refused: bool) -> None:
         """Remember what to try again; when one of them passes, the others may pass too."""
         with self._lock:
@@ -709,7 +686,7 @@ class Reconciler:
     def _forget(self, container: ContainerID) -> None:
         """Drop all that is remembered of a container that is gone. The caller holds the lock."""
         self._containers.pop(container, None)
-        self._kills.pop(container, None)
+        self._signals.forget(container)
         self._sharing.pop(container, None)
         self._denied.pop(container, None)
 
@@ -741,11 +718,6 @@ class Reconciler:
         if message not in known.told:
             known.told.add(message)
             log.log(level, "%s", message)
-
-
-def _ends(container: Container, kill: _Kill) -> bool:
-    """True when *kill* is meant to end the life that *container* leads."""
-    return kill.signal in (container.stop_signal, SIGKILL) and kill.at > container.state.started_at
 
 
 def _why_removed(desired: Desired | None) -> str:

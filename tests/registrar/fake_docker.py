@@ -66,14 +66,14 @@ class FakeDocker:
     def connect(self) -> EngineInfo:
         with self._lock:
             self._check()
-            return EngineInfo(self.info.id, self.info.name, self.info.version, self.now // _SECOND)
+            return EngineInfo(self.info.id, self.info.name, self.info.version, self.now)
 
     def events(self, since: int) -> _Stream:
         with self._lock:
             self._check()
             stream = _Stream()
             for at, event in self._history:
-                if at >= since * _SECOND:
+                if at >= since:
                     stream.events.put(event)
             self._streams.append(stream)
             return stream

@@ -240,7 +240,7 @@ def test_248_another_signal_drains_nothing(docker: FakeDocker, registry: FakeReg
 def test_a_container_that_survives_its_stop_signal_comes_back(
     docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registrar.reconcile.DRAIN_GRACE", 0.1)
+    monkeypatch.setattr("registrar.signals.GRACE", 0.1)
     start()
     docker.run("web", publish=["80/tcp"], StopTimeout=0)
     see(registry, "web:80")
