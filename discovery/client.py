@@ -521,6 +521,8 @@ class Client:
                 if other is service:
                     del self._warm[spelling]
         service.retire()
+        if not service.tally.services:
+            self._tallies.pop(fold(service.query.name), None)
 
     def _lend(self, instance: Instance) -> Loan:
         return Loan(self._tally(instance.service), instance)

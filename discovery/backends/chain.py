@@ -279,7 +279,9 @@ class _Asked:
 
     def _failed(self, link: Link, error: RegistryUnavailable | RegistryError, elapsed: float) -> None:
         self.errors[link] = error
-        own = error.attempts or (Attempt(link.catalogue.where, elapsed, str(error)),)
+        where = link.catalogue.where
+        problem = str(error).replace(f" at {where}", "", 1).removeprefix(f"{where} ")  # it is said before
+        own = error.attempts or (Attempt(where, elapsed, problem),)
         self.attempts = (*self.attempts, *own)
 
 

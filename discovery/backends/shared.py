@@ -58,6 +58,7 @@ _SOON: Final = 0.01
 _NOT_SO_SOON: Final = 0.25
 """Seconds between two looks while a new leader asks for the first time; doubled in between."""
 _HEADER: Final = 256  # octets; the first line has an index, a process id and a time
+_REMEMBERED: Final = 1024  # questions of one reader: the poller's asks any number of them
 _ABANDONED: Final = 3600.0  # seconds; files of this age are nobody's
 _OURS: Final = re.compile(r"[0-9a-f]{32}\.(lock|json|fifo)(\.[0-9]+(\.[0-9]+)?)?")
 
@@ -156,6 +157,10 @@ class Shared:
             self._swept = True
             _sweep(directory)
         return lead
+
+    def has(self, lead: _Lead) -> bool:
+        """Say whether *lead* has not been given up."""
+        return lead in self._leads
 
     def begin(self, lead: _Lead) -> bool:
         """Mark that *lead* is used, and say whether it still leads."""
@@ -377,6 +382,8 @@ class SharedReader:
                 finally:
                     if sight.fifo >= 0:
                         os.close(sight.fifo)
+                if len(self._leads) >= _REMEMBERED:
+                    self._leads = {at: lead for at, lead in self._leads.items() if self._shared.has(lead)}
                 self._leads[query] = lead
             return self._ask(query, lead, index, wait, timeout)
 
@@ -425,6 +432,8 @@ class SharedReader:
         return serial, reply
 
     def _followed(self, query: Query, serial: str, reply: Reply) -> Reply:
+        if len(self._given) >= _REMEMBERED:
+            self._given.clear()  # each is told once more
         self._given[query] = serial
         self._inner.close()  # whoever follows holds no connection
         return reply
