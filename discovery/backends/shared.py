@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from discovery.backends import Catalogue, Reader, private
-from discovery.errors import RegistryTimeout, RegistryUnavailable
+from discovery.errors import DiscoveryError, RegistryTimeout, RegistryUnavailable
 from discovery.model import NamesQuery, Query, Reply, ServiceQuery, Source
 
 __all__ = ["Shared", "SharedReader"]
@@ -317,9 +317,9 @@ class SharedReader:
             return self._inner.read(query, index=index, wait=wait, timeout=timeout)
         try:
             return self._read(query, index, wait, timeout)
+        except DiscoveryError:
+            raise  # what the registry did, also where that is an OSError by kind
         except OSError as exc:
-            if isinstance(exc, RegistryUnavailable):
-                raise
             self._shared.complain(exc)
             return self._inner.read(query, index=index, wait=wait, timeout=timeout)
 

@@ -16,7 +16,7 @@ from discovery.backends import shared as shared_module
 from discovery.backends.shared import Shared, SharedReader
 from discovery.config import Config
 from discovery.engine import Engine
-from discovery.errors import RegistryTimeout, RegistryUnavailable
+from discovery.errors import AccessDenied, RegistryOverloaded, RegistryTimeout, RegistryUnavailable
 from discovery.model import NodesQuery, Reply
 from tests.discovery.fake import FakeCatalogue, Heard, entry, service
 from tests.tools import wait_until
@@ -204,6 +204,19 @@ def test_each_finds_out_itself_that_the_registry_is_down_and_back(registry, foll
     for _, heard in engines:
         heard.value(*TWO)
     wait_until(lambda: len(registry.open_readers) == 1)
+
+
+@pytest.mark.parametrize(
+    "error", [AccessDenied("not allowed", status=403), RegistryOverloaded("slow down", status=429)]
+)
+def test_a_refusal_is_the_registrys_and_ends_the_lead(registry, process, directory, caplog, error):
+    registry.refused[WEB] = error
+    reader = process().connect()
+    with pytest.raises(type(error)):
+        reader.read(WEB)
+    assert len(registry.asks) == 1 and not caplog.records
+    assert not reader._shared._leads
+    reader.close()
 
 
 def test_what_a_server_without_a_leader_says_is_not_shared(registry, process, directory):
