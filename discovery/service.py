@@ -68,6 +68,8 @@ class Wish:
         if not is_usable(instance):
             return f"{instance.id} fails {_failing_check(instance)}"
         if not self.matches(instance):
+            if instance.source == "dns":
+                return f"{instance.id} is known from DNS, which tells no tags and no meta"
             return f"{instance.id} has tags {list(instance.tags)} and meta {dict(instance.meta)}"
         if instance in self.exclude:
             return f"{instance.id} is excluded"
