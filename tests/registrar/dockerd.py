@@ -67,7 +67,9 @@ class Dockerd:
 
         wait_until(up, _STARTED, message="dockerd listens")
         self.client = docker.DockerClient(self.url, version="1.41", timeout=30)
-        wait_until(self.client.ping, _STARTED, message="dockerd answers")
+        # One that is killed resets whom it has just let in; one that starts may do the same.
+        not_yet = (requests.RequestException, docker.errors.APIError)
+        wait_until(self.client.ping, _STARTED, message="dockerd answers", ignoring=not_yet)
 
     def kill(self) -> None:
         """SIGKILL the daemon and every container with it."""
