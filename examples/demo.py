@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -68,11 +69,22 @@ def paint(code: str, text: str) -> str:
 # --- running things ----------------------------------------------------------------------------------
 
 
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_port() -> int:
+    """Return a port that nobody has, over TCP and UDP.
+
+    From below those that the kernel hands out by itself: one of these could be taken by any connection
+    before the program that it is meant for has bound it.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        ):
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            return port
 
 
 class Tour:
@@ -80,7 +92,7 @@ class Tour:
 
     def __init__(self) -> None:
         self.api = f"http://127.0.0.1:{free_port()}"
-        self.dns_port = free_port(socket.SOCK_DGRAM)
+        self.dns_port = free_port()
         self.env = {**os.environ, "CONSUL_HTTP_ADDR": self.api}
         self.cleanup = contextlib.ExitStack()
         self.logs = Path(self.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="portcall-demo-")))
