@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Final, NoReturn
@@ -35,6 +35,7 @@ from registrar.config import Settings, Unusable, add_options, normalised, settin
 from registrar.containers import Container
 from registrar.desired import Decision, Desired, Host, desire
 from registrar.docker import Docker
+from registrar.monitor import Monitor
 from registrar.owner import Owner, owner_name
 from registrar.picture import Picture
 from registrar.plan import Plan, plan
@@ -128,8 +129,12 @@ def _run(options: argparse.Namespace) -> int:
         format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr
     )
     logging.getLogger("registrar").setLevel(logging.INFO)
-    with closing(open_backend(settings.uri, settings.discovery)) as backend, closing(Docker()) as engine:
+    with ExitStack() as stack:
+        backend = stack.enter_context(closing(open_backend(settings.uri, settings.discovery)))
+        engine = stack.enter_context(closing(Docker()))
         reconciler = Reconciler(engine, backend, settings, hostname=socket.gethostname())
+        if settings.metrics:
+            stack.enter_context(Monitor(reconciler, *settings.metrics))
         obey_signals(reconciler)
         reconciler.run()
     return 0

@@ -67,6 +67,10 @@ class Settings:
     deregister_on_exit: bool = False
     """Remove what is registered when the registrar ends. Not by default: an update of the registrar
     would take every service of the host away."""
+    metrics: tuple[str, int] | None = None
+    """Host and port to serve ``/metrics`` and ``/healthz`` on."""
+    heartbeat_file: str = ""
+    """A file that is touched every second while nothing hangs, for a watchdog."""
     workers: int = 4
     """Containers that are worked on at once."""
 
@@ -167,6 +171,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _switch(group, "no-healthcheck", "do not make Docker's HEALTHCHECK a check of the service")
     _switch(group, "allow-loopback", "register ports that are bound to a loopback address")
     _switch(group, "allow-script-checks", "let SERVICE_CHECK_SCRIPT run commands on the agent's host")
+    add("--metrics", default="", metavar="ADDR:PORT", help="serve /metrics and /healthz there")
+    add("--heartbeat-file", default="", metavar="FILE", help="touched every second while nothing hangs")
     _switch(group, "deregister-on-exit", "remove everything registered when the registrar ends")
     parser.add_argument(
         "uri",
@@ -255,6 +261,8 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
         retry_attempts=retry_attempts,
         retry_interval=retry_interval / 1000,
         heartbeat_interval=float(refresh),
+        metrics=_endpoint("--metrics", arguments.metrics),
+        heartbeat_file=arguments.heartbeat_file,
         deregister_on_exit=arguments.deregister_on_exit,
     )
 
@@ -289,6 +297,20 @@ def _duration(option: str, raw: str) -> float:
         return parse_duration(raw)
     except ValueError as exc:
         raise ConfigurationError(f"{option}={raw!r}: {exc}") from None
+
+
+def _endpoint(option: str, raw: str) -> tuple[str, int] | None:
+    if not raw:
+        return None
+    host, _, port = raw.rpartition(":")
+    host = host.strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        host = ""
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationError(f"{option}={raw!r} is no address; write for example 127.0.0.1:9100")
+    return host, int(port)
 
 
 def _label(raw: str) -> tuple[str, str | None]:

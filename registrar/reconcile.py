@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 from discovery.backends import AgentInfo, Backend, Reader
@@ -45,7 +46,8 @@ from registrar.checks import Probe
 from registrar.config import Settings
 from registrar.containers import Container, ContainerID, Summary
 from registrar.desired import Desired, Host, desire
-from registrar.docker import EngineInfo, Event
+from registrar.docker import DockerUnavailable, EngineInfo, Event
+from registrar.metrics import Metrics
 from registrar.owner import Owner, owner_name
 from registrar.picture import Picture, Row
 from registrar.plan import Plan, Write
@@ -77,6 +79,8 @@ RETRY_LAST: Final = 1.0  # s; a fault that ends is followed by a full pass withi
 PROBE_INTERVAL: Final = 1.0
 """Seconds between two attempts at what the registry refuses. One container is tried each time, and when
 it passes all the others are: a thousand that are denied cost no more than one."""
+HANGS: Final = 60.0
+"""Seconds that a look may take before the registrar counts as hanging. Every request ends after 10 s."""
 POLL_INTERVAL: Final = 1.0
 """Seconds between two surveys where the registry does not let us hold a blocking read."""
 
@@ -174,6 +178,7 @@ class Reconciler:
         self._queue = WorkQueue(survey_interval=SURVEY_INTERVAL, clock=clock)
         self._stopping = threading.Event()
         self._broken: Exception | None = None
+        self._metrics = Metrics()
         self._picture = Picture()
         self._reporter = Reporter(backend)
         self._prober = Prober(engine, self._probed, clock)
@@ -189,6 +194,8 @@ class Reconciler:
         self._last_event_at = 0
         """Nanoseconds, the engine's clock."""
         self._signals = StopSignals()
+        self._unanswered: dict[ContainerID, int] = {}
+        """When the first event came that no pass has answered yet; nanoseconds, the engine's clock."""
         self._sharing: dict[ContainerID, ContainerID] = {}
         """Container -> the one whose network it uses."""
         self._denied: dict[ContainerID, None] = {}
@@ -242,6 +249,38 @@ class Reconciler:
         """Have everything looked at now."""
         self._queue.survey()
 
+    def metrics(self) -> str:
+        """Return everything that is counted, in Prometheus' text format."""
+        with self._lock:
+            sides = {"docker_up": self._engine_here, "registry_up": self._registry_here}
+            containers = len(self._containers)
+        gauges = {
+            "docker_up": ("whether Docker answers", float(sides["docker_up"])),
+            "registry_up": ("whether the registry answers", float(sides["registry_up"])),
+            "containers": ("containers, running or not", containers),
+            "services": ("services that are registered", len(self._picture.ours())),
+            "under_way_seconds": ("age of the oldest look that is under way", self._queue.under_way()),
+        }
+        return self._metrics.render(gauges)
+
+    def faults(self) -> list[str]:
+        """Return what is wrong now, one sentence each; empty when nothing is."""
+        faults = []
+        with self._lock:
+            if not self._engine_here:
+                faults.append(f"Docker at {self._engine.where} does not answer")
+            if not self._registry_here:
+                faults.append(f"the registry at {self._backend.where} does not answer")
+            if self._denied:
+                faults.append(f"the registry refuses services of {len(self._denied)} containers")
+        if self.hangs():
+            faults.append(f"a look has been under way for {self._queue.under_way():.0f} s")
+        return faults
+
+    def hangs(self) -> bool:
+        """True when something takes so long that only a new start will help."""
+        return self._queue.under_way() > HANGS
+
     def _guard(self, target: Callable[[], None]) -> None:
         """Run a thread's work. One that broke would be missing unnoticed: all end with it."""
         try:
@@ -251,14 +290,17 @@ class Reconciler:
             self.stop()
 
     def idle(self) -> bool:
-        """True when there is nothing to do now."""
+        """True when both sides are there and nothing is to do now."""
         return self._queue.idle()
 
     def _keep_time(self) -> None:
         """Call for resyncs and for new attempts at what was refused, until ``stop``."""
         interval = self._settings.resync_interval
         next_resync = self._clock() + interval
+        heartbeat = self._settings.heartbeat_file
         while not self._stopping.wait(PROBE_INTERVAL):
+            if heartbeat and not self.hangs():
+                self._touch(Path(heartbeat))
             if interval and self._clock() >= next_resync:
                 next_resync = self._clock() + interval
                 self._queue.survey()
@@ -266,6 +308,12 @@ class Reconciler:
                 probe = next(iter(self._denied), None)
             if probe is not None:
                 self._queue.add(probe)
+
+    def _touch(self, heartbeat: Path) -> None:
+        try:
+            heartbeat.touch()
+        except OSError as exc:
+            self._say("heartbeat file", logging.WARNING, f"cannot touch {heartbeat}: {exc.strerror}")
 
     def _beat(self) -> None:
         """Renew the checks that we keep, where a heartbeat was asked for (``-ttl``)."""
@@ -326,11 +374,13 @@ class Reconciler:
 
     def _heard(self, event: Event) -> None:
         container = event.container
+        self._metrics.count("events_total", f'action="{event.action.partition(":")[0]}"')
         with self._lock:
             self._last_event_at = max(self._last_event_at, event.at)
             if known := self._containers.get(container):
                 known.fingerprint = None
             self._signals.heard(container, event.signal, event.at, self._clock())
+            self._unanswered.setdefault(container, event.at)
             dependent = [other for other, target in self._sharing.items() if target == container]
         for dirty in (container, *dependent):
             self._queue.add(dirty)
@@ -467,9 +517,22 @@ class Reconciler:
         """Let work begin when both sides are there, a survey first; else keep it."""
         with self._lock:
             both = self._engine_here and self._registry_here
+            info, agent = self._engine_info, self._agent
         if both:
+            if info and agent and not self._settings.rules.ip:
+                self._compare_hosts(info.name, agent)
             self._queue.survey()
         self._queue.open_gate(both)
+
+    def _compare_hosts(self, docker_name: str, agent: AgentInfo) -> None:
+        """Warn of an agent that seems to be another host's: it would answer with that host's address."""
+        names = {name.partition(".")[0].lower() for name in (docker_name, agent.node) if name}
+        if len(names) > 1:
+            message = (
+                f"the agent is node {agent.node} at {agent.address}, and Docker runs on {docker_name}: if "
+                "these are two machines, clients go to the wrong one; use this host's agent, or give -ip"
+            )
+            self._say("hosts", logging.WARNING, message)
 
     def _work(self) -> None:
         """Do what the queue hands out, until it is closed."""
@@ -493,6 +556,8 @@ class Reconciler:
 
     def _failed(self, task: str, exc: DiscoveryError) -> None:
         """Try again later. The outcome of a write may be unknown, so a survey comes first."""
+        side = "docker" if isinstance(exc, DockerUnavailable) else "registry"
+        self._metrics.count("errors_total", f'side="{side}"')
         pause = self._pass_pauses.next()
         if self._stopping.is_set():
             return
@@ -510,6 +575,7 @@ class Reconciler:
             host = self._host
         if host is None:
             return
+        self._metrics.count("surveys_total")
         summaries = self._engine.list()
         self._picture.replace(self._backend.registered(), host.owner)
         self._said.pop("work", None)
@@ -537,6 +603,9 @@ class Reconciler:
 
     def _pass(self, container_id: ContainerID) -> None:
         """Look at one container, and write what differs."""
+        self._metrics.count("passes_total")
+        with self._lock:
+            event_at = self._unanswered.pop(container_id, None)
         container = self._look_at(container_id)
         with self._lock:
             host = self._host
@@ -562,6 +631,8 @@ class Reconciler:
         finally:
             for write in plan.writes:
                 self._picture.release(write.registration.id)
+        if not plan.in_step:
+            self._count_writes(event_at)
         self._note_refused(container_id, refused)
         with self._lock:
             if container is None:
@@ -573,6 +644,12 @@ class Reconciler:
                 if container.network_of:
                     self._sharing[container_id] = container.network_of
         self._follow_up(container_id, desired, known, plan)
+
+    def _count_writes(self, event_at: int | None) -> None:
+        if event_at is None:
+            self._metrics.count("drift_total")
+        else:
+            self._metrics.lag(max(0, self._wall_clock() - event_at) / 1e9)
 
     def _follow_up(
         self, container_id: ContainerID, desired: Desired | None, known: _Known, plan: Plan
@@ -638,6 +715,7 @@ class Reconciler:
             service_id = write.registration.id
             if self._accepted(lambda: self._backend.register(write.registration), service_id, known):  # noqa: B023
                 self._picture.registered(write.registration)
+                self._metrics.count("writes_total", 'kind="register"')
                 self._reporter.forget(service_id)
                 log.info("%s", self._told_of(write))
             else:
@@ -646,6 +724,7 @@ class Reconciler:
             service_id = removal.registration.id
             if self._accepted(lambda: self._backend.deregister(service_id), service_id, known):  # noqa: B023
                 self._picture.deregistered(service_id)
+                self._metrics.count("writes_total", 'kind="deregister"')
                 self._reporter.forget(service_id)
                 log.info("deregistered %s (%s)", service_id, why)
                 self._wake_those_who_want(service_id)
@@ -659,6 +738,7 @@ class Reconciler:
         except RegistryOverloaded:
             raise
         except RegistryError as exc:
+            self._metrics.count("refused_total")
             self._once(known, logging.ERROR, f"the registry refuses {service_id}: {exc}")
             return False
         return True
@@ -687,6 +767,7 @@ class Reconciler:
         """Drop all that is remembered of a container that is gone. The caller holds the lock."""
         self._containers.pop(container, None)
         self._signals.forget(container)
+        self._unanswered.pop(container, None)
         self._sharing.pop(container, None)
         self._denied.pop(container, None)
 

@@ -33,6 +33,7 @@ from registrar.cli import Parser, obey_signals
 from registrar.config import Settings as RegistrarSettings
 from registrar.config import add_options, normalised, settings_from
 from registrar.docker import Docker
+from registrar.monitor import Monitor
 from registrar.reconcile import Reconciler
 from resolver.config import Endpoint, Settings
 from resolver.forward import Upstream
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str]) -> int:
         resolver = running.enter_context(Resolver(dns, registry.backend, config=settings.discovery))
         engine = running.enter_context(closing(Docker()))
         reconciler = Reconciler(engine, registry.backend, settings, hostname=socket.gethostname())
+        if settings.metrics:
+            running.enter_context(Monitor(reconciler, *settings.metrics))
         obey_signals(reconciler)
         print(_welcome(registry, resolver.addresses), flush=True)
         reconciler.run()

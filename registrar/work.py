@@ -40,10 +40,12 @@ class WorkQueue:
         self._changed = threading.Condition()
         self._due: dict[ContainerID, float] = {}
         """When each waiting container may be taken."""
-        self._running: set[ContainerID] = set()
+        self._running: dict[ContainerID, float] = {}
+        """What is under way, and since when."""
         self._survey_due: float | None = None
         self._survey_done = -float("inf")
-        self._surveying = False
+        self._surveying: float | None = None
+        """Since when a survey is under way."""
         self._gate_open = False
         self._held_until = -float("inf")
         self._closed = False
@@ -63,11 +65,18 @@ class WorkQueue:
             self._changed.notify_all()
 
     def idle(self) -> bool:
-        """True when nothing is under way and nothing is due."""
+        """True when the gate is open, nothing is under way and nothing is due."""
         with self._changed:
             now = self._clock()
             due = any(when <= now for when in self._due.values())
-            return not (self._running or self._surveying or self._survey_due is not None or due)
+            surveys = self._surveying is not None or self._survey_due is not None
+            return self._gate_open and not (self._running or surveys or due)
+
+    def under_way(self) -> float:
+        """Return for how many seconds the oldest task has been under way; 0 when there is none."""
+        with self._changed:
+            since = [*self._running.values(), *([] if self._surveying is None else [self._surveying])]
+            return self._clock() - min(since) if since else 0.0
 
     def open_gate(self, is_open: bool) -> None:
         """Hand out work, or stop doing so; what is under way goes on."""
@@ -94,10 +103,10 @@ class WorkQueue:
     def done(self, task: Task) -> None:
         with self._changed:
             if task == SURVEY:
-                self._surveying = False
+                self._surveying = None
                 self._survey_done = self._clock()
             else:
-                self._running.discard(ContainerID(task))
+                self._running.pop(ContainerID(task), None)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -108,7 +117,7 @@ class WorkQueue:
 
     def _next(self) -> tuple[Task | None, float | None]:
         """Return a task, or how long to wait for one (None: until something changes)."""
-        if not self._gate_open or self._surveying:
+        if not self._gate_open or self._surveying is not None:
             return None, None
         now = self._clock()
         if now < self._held_until:
@@ -120,7 +129,7 @@ class WorkQueue:
                 if self._running:
                     return None, None
                 self._survey_due = None
-                self._surveying = True
+                self._surveying = now
                 return SURVEY, None
             delay = due - now
         for container, due in self._due.items():
@@ -128,7 +137,7 @@ class WorkQueue:
                 continue
             if due <= now:
                 del self._due[container]
-                self._running.add(container)
+                self._running[container] = now
                 return container, None
             delay = due - now if delay is None else min(delay, due - now)
         return None, delay

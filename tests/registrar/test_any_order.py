@@ -45,7 +45,8 @@ class AnyOrder(RuleBasedStateMachine):
             "RETRY_LAST": 0.02,
         }.items():
             self.ends.enter_context(patch(f"registrar.reconcile.{name}", value))
-        self.loop = self.ends.enter_context(Running(self.docker, self.registry))
+        self.loop = Running(self.docker, self.registry)
+        self.loop.__enter__()
 
     # Docker and its operator ------------------------------------------------------------------------------
 
@@ -168,6 +169,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.registry.go_away()
         self.registry.come_back()
 
+    @rule()
+    def replace_the_registrar(self) -> None:
+        self.loop.__exit__(None, None, None)
+        self.loop = Running(self.docker, self.registry)
+        self.loop.__enter__()
+
     @rule(data=st.data())
     @precondition(lambda self: self.running)
     def remove_one_by_hand(self, data: st.DataObject) -> None:
@@ -206,6 +213,7 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             self.be_quiet()
         finally:
+            self.loop.__exit__(None, None, None)
             self.ends.close()
 
 

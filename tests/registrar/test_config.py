@@ -74,6 +74,9 @@ def test_options_that_are_rules(options: str, expected: Rules) -> None:
         ("-owner host-1", "owner", "host-1"),
         ("-deregister-on-exit", "deregister_on_exit", True),
         ("-ttl 60 -ttl-refresh 30", "heartbeat_interval", 30),
+        ("--metrics 127.0.0.1:9100", "metrics", ("127.0.0.1", 9100)),
+        ("--metrics [::1]:9100", "metrics", ("::1", 9100)),
+        ("--heartbeat-file /run/alive", "heartbeat_file", "/run/alive"),
     ],
 )
 def test_other_options(options: str, field: str, value: Any) -> None:
@@ -93,6 +96,9 @@ def test_other_options(options: str, field: str, value: Any) -> None:
         ("-resync -1", "-resync=-1 is not possible"),
         ("-deregister never-ever", "-deregister='never-ever' must be"),
         ("--keep-failed 10", "--keep-failed='10': it is not a duration; write a number with its unit"),
+        ("--metrics 9100", "--metrics='9100' is no address; write for example 127.0.0.1:9100"),
+        ("--metrics localhost:9100", "is no address"),
+        ("--metrics 127.0.0.1:99999", "is no address"),
         ("--label-filter =x", "--label-filter='=x' names no label"),
         ("-internal=maybe", "'-internal=maybe' is neither on nor off"),
         ("-ip 0.0.0.0", "every address, which nobody can connect to"),

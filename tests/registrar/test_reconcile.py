@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -650,6 +651,127 @@ def test_135_411_538_565_604_without_a_blocking_read_the_registry_is_polled(
     docker.run("web", publish=["80/tcp"])
     see(registry, "web:80")
     assert len(lines(log, "set CONSUL_HTTP_TOKEN")) == 1
+
+
+# --- seen from outside -----------------------------------------------------------------------------------
+
+
+def test_59_243_551_an_agent_of_another_host_is_warned_of(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    start()
+    warning = "the agent is node node-1 at 172.28.128.3, and Docker runs on host-1"
+    wait_until(lambda: lines(log, warning))
+    start(rules=Rules(ip="10.0.0.5"))
+    wait_until(lambda: len(lines(log, "connected to the registry")) == 2)
+    assert len(lines(log, warning)) == 1
+
+
+def metric(running: Running, name: str) -> float:
+    """The value of a metric; its labels belong to the name."""
+    for line in running.reconciler.metrics().splitlines():
+        if line.startswith(f"portcall_registrar_{name} "):
+            return float(line.split()[-1])
+    return 0.0
+
+
+def test_what_happens_is_counted(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start(wall_clock=lambda: docker.now)
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    docker.run("shop", publish=["80/tcp"])
+    docker.kill("shop")
+    see(registry, "web:80")
+    running.settle()
+    registry.drop(ServiceID("host-1:web:80"))
+    see(registry, "web:80")
+    wait_until(lambda: metric(running, "drift_total") == 1)
+    assert metric(running, 'events_total{action="start"}') == 2
+    assert metric(running, 'writes_total{kind="register"}') >= 2
+    assert metric(running, "docker_up") == metric(running, "registry_up") == 1
+    assert metric(running, "containers") == 2
+    assert metric(running, "services") == 1
+    assert metric(running, "surveys_total") >= 1
+    assert metric(running, "lag_seconds_count") >= 1
+    assert metric(running, 'lag_seconds_bucket{le="+Inf"}') == metric(running, "lag_seconds_count")
+
+
+def test_health_says_what_is_missing(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start()
+    faults = running.reconciler.faults
+    wait_until(lambda: faults() == [])
+    docker.go_away()
+    wait_until(lambda: faults() == ["Docker at fake://docker does not answer"])
+    docker.come_back()
+    registry.go_away()
+    wait_until(lambda: faults() == ["the registry at fake://registry does not answer"])
+    registry.come_back()
+    registry.faults["register"] = AccessDenied("no", status=403)
+    docker.run("web", publish=["80/tcp"])
+    wait_until(lambda: faults() == ["the registry refuses services of 1 containers"])
+
+
+def test_a_look_that_hangs_shows_and_stops_the_watchdogs_file(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.PROBE_INTERVAL", 0.01)
+    monkeypatch.setattr("registrar.reconcile.HANGS", 0.1)
+    heartbeat = tmp_path / "alive"
+    running = start(heartbeat_file=str(heartbeat))
+    wait_until(heartbeat.exists)
+    hanging, release = threading.Event(), threading.Event()
+    real = docker.inspect
+
+    def inspect(container: str) -> Any:
+        hanging.set()
+        release.wait(10)
+        return real(container)
+
+    docker.inspect = inspect  # type: ignore[method-assign]
+    docker.run("web", publish=["80/tcp"])
+    try:
+        assert hanging.wait(5)
+        wait_until(lambda: any("under way" in fault for fault in running.reconciler.faults()))
+        heartbeat.unlink()
+        wait_until(lambda: metric(running, "under_way_seconds") > 0.2)
+        assert not heartbeat.exists()
+    finally:
+        release.set()
+    see(registry, "web:80")
+    wait_until(heartbeat.exists)
+
+
+def test_our_own_fault_costs_one_container_and_is_seen(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
+) -> None:
+    real = docker.inspect
+
+    def inspect(container: str) -> Any:
+        if container == container_id("bad"):
+            raise ZeroDivisionError
+        return real(container)
+
+    docker.inspect = inspect  # type: ignore[method-assign]
+    start(resync=0)
+    docker.run("bad", publish=["80/tcp"])
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    wait_until(lambda: lines(log, f"cannot look at container {container_id('bad')[:12]}"))
+
+
+def test_memory_is_flat(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+    running = start()
+    reconciler = running.reconciler
+    for number in range(300):
+        docker.run(f"web{number}", publish=["80/tcp"], env={"SERVICE_080_X": "a problem"})
+        docker.rename(f"web{number}", f"shop{number}")
+        docker.remove(f"shop{number}")
+    see(registry)
+    running.settle()
+    kept = [reconciler._containers, reconciler._sharing, reconciler._denied, reconciler._unanswered]
+    kept += [reconciler._signals._sent, reconciler._reporter._told]
+    wait_until(lambda: not any(kept))
+    assert not reconciler._picture.ours()
 
 
 # --- beginning and end ---------------------------------------------------------------------------------

@@ -117,6 +117,9 @@ def test_idle_means_nothing_is_due_or_under_way() -> None:
     clock = Clock()
     queue = queue_at(clock)
     assert queue.idle()
+    queue.open_gate(False)
+    assert not queue.idle(), "what is to be done has not even been asked for"
+    queue.open_gate(True)
     queue.add(A, after=1)
     assert queue.idle()
     clock.now += 1
