@@ -19,6 +19,7 @@ Laws:
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -152,6 +153,7 @@ class Prepared:
     type: int
     uses: frozenset[Hashable] = frozenset()
     lasting: bool = False
+    stale: bool = False
     keys: list[bytes] = field(default_factory=list)
     """Of the hot table."""
     spliced: int = 0
@@ -211,7 +213,7 @@ def prepare(
         others = choices[:k] + choices[k + 1 :]
         random.shuffle(others)
         replies.append(render(question, found, [choices[k], *others], limits, options))
-    return Prepared(replies, found.rcode, query.type, found.uses, found.lasting)
+    return Prepared(replies, found.rcode, query.type, found.uses, found.lasting, bool(found.stale))
 
 
 class Table:
@@ -234,8 +236,7 @@ class Table:
         self._by_key: dict[bytes, Prepared] = {}
         self._bounds = {True: lasting, False: passing}
         self._ages: dict[bool, dict[tuple[bytes, Limits], None]] = {True: {}, False: {}}
-        self.retired: dict[tuple[int, int], int] = {}
-        """Answers given by entries that are gone, by (type, rcode)."""
+        self._retired: Counter[tuple[int, int, bool]] = Counter()  # answers given by entries that are gone
 
     def __len__(self) -> int:
         return len(self._prepared)
@@ -278,13 +279,19 @@ class Table:
         """How often answers made from *use* were given, as far as they are still here."""
         return sum(self._prepared[variant].served for variant in self._by_use.get(use, ()))
 
+    def counts(self) -> Counter[tuple[int, int, bool]]:
+        """Return how many answers were given, by type, rcode and staleness."""
+        total = self._retired.copy()
+        for prepared in self._prepared.values():
+            total[prepared.type, prepared.rcode, prepared.stale] += prepared.served
+        return total
+
     def _forget(self, variant: tuple[bytes, Limits]) -> None:
         prepared = self._prepared.pop(variant, None)
         if prepared is None:
             return
         del self._ages[prepared.lasting][variant]
-        count = (prepared.type, prepared.rcode)
-        self.retired[count] = self.retired.get(count, 0) + prepared.served
+        self._retired[prepared.type, prepared.rcode, prepared.stale] += prepared.served
         for key in prepared.keys:
             del self.hot[key], self._by_key[key]
         for use in prepared.uses:

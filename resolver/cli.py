@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ from discovery import sources
 from discovery.backends import open_backend
 from discovery.config import Config
 from discovery.errors import ConfigurationError, DiscoveryError, RegistryError, RegistryUnavailable
-from resolver import wire
+from resolver import host, wire
 from resolver.config import (
     Endpoint,
     Settings,
@@ -36,6 +37,7 @@ from resolver.config import (
 )
 from resolver.explain import explain
 from resolver.failover import Failover
+from resolver.policy import Network
 from resolver.server import Resolver
 
 __all__ = ["main"]
@@ -112,6 +114,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="at most N addresses in an answer; 1 spreads clients that sort what they get",
     )
+    run.add_argument(
+        "--allow",
+        action="append",
+        metavar="CIDR",
+        help="who may ask; repeatable; default: loopback and the networks of the interfaces listened on",
+    )
+    run.add_argument(
+        "--rate", type=int, metavar="N", help="requests a second from one address; 0: any number"
+    )
+    run.add_argument("--metrics", metavar="ADDR:PORT", help="serve metrics over HTTP, for Prometheus")
+    run.add_argument("--query-log", type=int, metavar="N", help="log one request in N")
+    run.add_argument(
+        "--workers", type=int, metavar="N", help="processes that share the addresses; default: 1"
+    )
+    run.add_argument(
+        "--user",
+        metavar="NAME",
+        help="whom to become once the ports are bound; default: nobody when started as root",
+    )
     run.add_argument("--max-stale", type=float, metavar="SECONDS", help="how long to give last-known answers")
 
     query = commands.add_parser("query", help="ask a resolver and print what it says")
@@ -151,8 +172,9 @@ def _run(options: argparse.Namespace) -> int:
         listening = ", ".join(map(str, resolver.addresses))
         log.info("answering on %s, following %s", listening, backend.where)
 
+    host.raise_descriptor_limit()
     try:
-        resolver.run(ready)
+        resolver.run(ready, user=options.user)
     finally:
         backend.close()
     return 0
@@ -182,13 +204,32 @@ def _settings(options: argparse.Namespace) -> Settings:
         settings = replace(settings, forward=routes, zone=zone)
     if getattr(options, "upstream_ca", None):
         settings = replace(settings, upstream_ca=options.upstream_ca)
-    if (limit := getattr(options, "answer_limit", None)) is not None:
-        settings = replace(settings, zone=replace(settings.zone, a_record_limit=limit))
+    if getattr(options, "allow", None):
+        settings = replace(settings, allow=tuple(_network(one) for one in options.allow))
+    if getattr(options, "metrics", None):
+        settings = replace(settings, metrics=Endpoint.from_text(options.metrics, origin="--metrics"))
+    for name, least in (("rate", 0), ("query_log", 0), ("workers", 1), ("answer_limit", 0)):
+        if (number := getattr(options, name, None)) is None:
+            continue
+        if number < least:
+            flag = name.replace("_", "-")
+            raise ConfigurationError(f"--{flag}={number} is not possible: give a number from {least}")
+        if name == "answer_limit":
+            settings = replace(settings, zone=replace(settings.zone, a_record_limit=number))
+        else:
+            settings = replace(settings, **{name: number})
     if (max_stale := getattr(options, "max_stale", None)) is not None:
         if not max_stale >= 0:
             raise ConfigurationError(f"--max-stale={max_stale!r} is not possible: give seconds from 0")
         settings = replace(settings, max_stale=max_stale)
     return settings
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError as exc:
+        raise ConfigurationError(f"cannot use --allow {text}: {exc}; write 172.16.0.0/12") from exc
 
 
 def _client_config(settings: Settings) -> Config:

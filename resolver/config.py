@@ -21,6 +21,7 @@ from discovery.errors import ConfigurationError
 from discovery.names import fold
 from resolver.engine import AnswerSettings
 from resolver.forward import Upstream
+from resolver.policy import Network
 from resolver.records import Soa
 from resolver.wire import Malformed, Name, name_from_text
 from resolver.zone import ZoneSettings
@@ -106,6 +107,19 @@ class Settings:
     """A connection without a request in this time is closed (RFC 7766 section 6.2.3: a few seconds)."""
     tcp_connections: int = 512
     """At a time. A tenth would do for real clients, and each costs a descriptor."""
+    tcp_per_source: int = 64
+    """Of those from one address; a stub resolver needs two."""
+    allow: tuple[Network, ...] | None = None
+    """Networks that may ask; None: loopback and those of the interfaces that we listen on."""
+    rate: int = 20_000
+    """Requests that one source may make in a second; 0: any number. A busy host with all its containers
+    behind one address stays under it, and a single one that runs wild leaves the others their share."""
+    metrics: Endpoint | None = None
+    """Where metrics can be read over HTTP."""
+    workers: int = 1
+    """Processes that share the addresses; each holds what it follows for itself."""
+    query_log: int = 0
+    """Log one request in so many; 0: none."""
 
 
 # --- Consul's agent configuration -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -117,20 +118,25 @@ class Engine:
         self._wall_clock = wall_clock
         self._random = random
         self._cache = Cache(settings.cache_octets, max_stale=settings.relayed_max_stale)
+        self.decided = 0
+        """Requests that came here; all others were answered from the hot tables."""
+        self._counts: Counter[tuple[int, int, bool]] = Counter()
+        """Answers that were not prepared, by type, rcode and staleness."""
 
     # Requests ----------------------------------------------------------------------------------------------
 
     def decide(self, packet: bytes, transport: Transport) -> Decision:
         """Decide about one request."""
+        self.decided += 1
         query = wire.parse(packet)
         if query is None:
             return Drop()
         if isinstance(query, wire.Refusal):
-            return Answer(refuse(query, query.rcode))
+            return self.refuse(query, query.rcode)
         if query.edns is not None and query.edns.version > 0:  # RFC 6891 section 6.1.3
-            return Answer(refuse(query, wire.BADVERS))
+            return self.refuse(query, wire.BADVERS)
         if query.klass != wire.IN:  # the only class in which anything here has a meaning
-            return Answer(refuse(query, wire.REFUSED))
+            return self.refuse(query, wire.REFUSED)
 
         table = self.tables[transport]
         limits = self._limits(query, transport)
@@ -157,7 +163,12 @@ class Engine:
     def fail(self, query: wire.Query, why: str, *, timed_out: bool) -> Answer:
         """Return SERVFAIL with its reason: a temporary failure, never to be taken for an absent name."""
         code = _NETWORK_ERROR if timed_out else _NO_REACHABLE_AUTHORITY
-        return Answer(refuse(query, wire.SERVFAIL, options=wire.extended_error(code, why)))
+        return self.refuse(query, wire.SERVFAIL, wire.extended_error(code, why))
+
+    def refuse(self, request: wire.Query | wire.Refusal, rcode: int, options: bytes = b"") -> Answer:
+        """Return the answer that only says *rcode*."""
+        self._counts[request.type if isinstance(request, wire.Query) else 0, rcode, False] += 1
+        return Answer(refuse(request, rcode, options=options))
 
     def nobody(self, query: wire.Query) -> Answer:
         """Answer when there is nobody to forward *query* to: we serve our zone only, and say so.
@@ -166,12 +177,13 @@ class Engine:
         for their next server (Consul says SERVFAIL, with the same effect).
         """
         reverse = query.name[-1:] and query.name[-1].lower() == b"arpa"
-        return Answer(refuse(query, wire.NXDOMAIN if reverse else wire.REFUSED))
+        return self.refuse(query, wire.NXDOMAIN if reverse else wire.REFUSED)
 
     def relay(self, forward: Forward, relayed: Relayed) -> Answer:
         """Answer with what an upstream said; a failure is as if it had not answered."""
         if relayed.frame.rcode in wire.FAILURES:
             return self.lack(forward, _say(relayed))
+        self._counts[forward.query.type, relayed.frame.rcode, False] += 1
         return Answer(relayed.to_wire(forward.query, forward.limits, self._monotonic()))
 
     def lack(self, forward: Forward, why: str) -> Answer:
@@ -181,6 +193,7 @@ class Engine:
         if kept is None:
             return self.fail(forward.query, why, timed_out=True)
         options = wire.extended_error(_STALE_ANSWER, why)
+        self._counts[forward.query.type, kept.frame.rcode, True] += 1
         return Answer(kept.to_wire(forward.query, forward.limits, now, options=options))
 
     def keep(self, query: wire.Query, outcome: Relayed | Exception) -> None:
@@ -216,6 +229,18 @@ class Engine:
         """How many answers were given from *query* since it changed last."""
         return sum(table.served(query) for table in self.tables.values())
 
+    def counts(self) -> Counter[tuple[int, int, bool]]:
+        """Return how many answers were given, by type, rcode and staleness."""
+        total = self._counts.copy()
+        for table in self.tables.values():
+            total.update(table.counts())
+        return total
+
+    @property
+    def relayed(self) -> int:
+        """How many replies of upstreams are kept."""
+        return len(self._cache)
+
     # Inside ------------------------------------------------------------------------------------------------
 
     def _drop(self, query: Query) -> None:
@@ -248,7 +273,7 @@ class Engine:
     def _outside(self, packet: bytes, query: wire.Query, limits: Limits, transport: Transport) -> Decision:
         """Decide about a name that others answer for."""
         if query.type in (wire.AXFR, wire.IXFR):
-            return Answer(refuse(query, wire.NOTIMP))
+            return self.refuse(query, wire.NOTIMP)
         key, now = key_of(query), self._monotonic()
         kept = self._cache.get(key, now)
         if kept is None:
@@ -260,8 +285,11 @@ class Engine:
         if query.plain and query.question == question:
             uses = frozenset({_RELAYED})
             prepared = Prepared([reply[2:]], kept.frame.rcode, query.type, uses)
+            prepared.spliced = 1  # this one
             self.tables[transport].put(question, limits, prepared)
             self.tables[transport].promote(packet[2:], prepared)
+        else:
+            self._counts[query.type, kept.frame.rcode, False] += 1
         # Hot answers go with each tick, so that a name in use comes here every second.
         return Answer(reply, query if kept.due(now) else None)
 

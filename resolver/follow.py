@@ -87,6 +87,9 @@ class Follower:
         self._addresses_expiry: asyncio.TimerHandle | None = None
         self._rejected: dict[model.Query, asyncio.TimerHandle] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._stale_since: float | None = None
+        self.lag = 0.0
+        """Seconds from the last word of the catalogue until the answers had changed."""
 
     def start(self) -> None:
         for query in (NamesQuery(), NodesQuery()):
@@ -102,6 +105,15 @@ class Follower:
         for timer in (*self._rejected.values(), self._addresses_expiry):
             if timer is not None:
                 timer.cancel()
+
+    @property
+    def followed(self) -> int:
+        """How many catalogue questions are followed."""
+        return len(self._followed)
+
+    def stale_for(self, now: float) -> float:
+        """Seconds for which the catalogue has not been reachable; 0 when it is."""
+        return 0.0 if self._stale_since is None else now - self._stale_since
 
     def when_known(self, query: model.Query | AddressesQuery, callback: Callable[[], None]) -> None:
         """Call *callback* as soon as anything is known about *query*, be it that it cannot be asked.
@@ -173,6 +185,8 @@ class Follower:
         if query == NamesQuery():
             self._tell_transition(self._engine.facts.get(query), fact)
         self._engine.learn(query, fact)
+        if not fact.stale:
+            self.lag = max(0.0, self._loop.time() - fetched_at)
         if rejected:
             self._reject(query)
         elif fact.stale and fact.value is not None:
@@ -185,6 +199,7 @@ class Follower:
 
     def _tell_transition(self, before: Fact | None, after: Fact) -> None:
         if before is None or before.stale != after.stale:
+            self._stale_since = self._loop.time() if after.stale else None
             if after.stale:
                 log.warning("the catalogue cannot be asked: %s", after.why)
             else:

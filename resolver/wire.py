@@ -35,6 +35,7 @@ __all__ = [
     "rcode_to_text",
     "read_frame",
     "refuse",
+    "truncated",
     "type_from_text",
     "type_to_text",
 ]
@@ -283,6 +284,13 @@ def refuse(request: Query | Refusal, rcode: int, *, options: bytes = b"") -> byt
     flags = QR | RA | (request.flags & (_OPCODE | RD | CD)) | (rcode & 0xF)
     counts = (1 if request.question else 0, 0, 0, 1 if tail else 0)
     return _HEADER.pack(request.id, flags, *counts) + request.question + tail
+
+
+def truncated(request: Query) -> bytes:
+    """Return the reply that says nothing but: ask over TCP."""
+    tail = opt(do=request.edns.do) if request.edns is not None else b""
+    flags = QR | RA | TC | (request.flags & (RD | CD))
+    return _HEADER.pack(request.id, flags, 1, 0, 0, 1 if tail else 0) + request.question + tail
 
 
 def opt(*, extended_rcode: int = 0, do: bool = False, options: bytes = b"") -> bytes:

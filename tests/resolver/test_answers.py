@@ -185,7 +185,7 @@ def test_a_change_drops_exactly_the_answers_made_from_it() -> None:
     assert list(table.hot) == [b"api"]
     assert table.get(b"web", EVERYTHING) is None
     assert table.get(b"api", EVERYTHING) is not None
-    assert table.retired == {(wire.A, 0): 1}
+    assert table.counts() == {(wire.A, 0, False): 1}
 
 
 def test_floods_stay_in_their_part_of_the_table() -> None:

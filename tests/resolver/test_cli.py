@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -62,6 +63,46 @@ def test_run_serves_until_the_signal_and_exits_well(agent: Agent, tmp_path: Path
     assert "Traceback" not in log.read_text()
 
 
+def test_workers_share_the_address_and_end_together(agent: Agent, tmp_path: Path) -> None:
+    register(agent, "w1", "10.0.0.1")
+    arguments = ["--listen", "127.0.0.1:0", "--consul", agent.url, "--workers", "3", "--user", "root"]
+    with running(tmp_path, *arguments) as (process, log):
+        found = wait_until(lambda: re.search(r"answering on 127\.0\.0\.1:(\d+)", log.read_text()), 20)
+        where = ("127.0.0.1", int(found[1]))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        for _ in range(30):  # each from a port of its own, so that all of them get some
+            assert ask(where, "web.service.consul").answer
+            assert ask(where, "web.service.consul", tcp=True).answer
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}/stat").exists()]
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_worker_that_dies_takes_the_others_with_it(agent: Agent, tmp_path: Path) -> None:
+    """Its share of the clients would get no answer; whoever supervises us starts all of them anew."""
+    arguments = ["--listen", "127.0.0.1:0", "--consul", agent.url, "--workers", "2", "--user", "root"]
+    with running(tmp_path, *arguments) as (process, log):
+        wait_until(lambda: "answering on" in log.read_text(), 20)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        assert process.wait(10) == 1
+    assert f"worker {child} ended" in log.read_text()
+
+
+def test_workers_do_not_outlive_the_process_that_was_started(agent: Agent, tmp_path: Path) -> None:
+    arguments = ["--listen", "127.0.0.1:0", "--consul", agent.url, "--workers", "2", "--user", "root"]
+    with running(tmp_path, *arguments) as (process, log):
+        wait_until(lambda: "answering on" in log.read_text(), 20)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+        wait_until(
+            lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+        )
+
+
 def test_a_port_that_is_taken_is_a_sentence(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
@@ -106,6 +147,11 @@ def test_explain_says_why(agent: Agent, capsys: pytest.CaptureFixture[str]) -> N
         ["run", "--forward", "corp.example"],
         ["run", "--upstream", "tls://127.0.0.1", "--upstream-ca", "/nowhere.pem", "--listen", "127.0.0.1:0"],
         ["run", "--max-stale", "-1"],
+        ["run", "--allow", "172.17.0.0/33"],
+        ["run", "--workers", "0"],
+        ["run", "--rate", "-1"],
+        ["run", "--metrics", "here"],
+        ["run", "--user", "nobody-knows", "--listen", "127.0.0.1:0"],
         ["run", "--config", "/nowhere.json"],
         ["query", "a..b"],
         ["query", "web", "SRVV"],

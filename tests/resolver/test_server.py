@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 
 import dns.edns
 import dns.flags
 import dns.message
+import dns.query
 import dns.rcode
 import pytest
 
@@ -22,7 +26,9 @@ from discovery.errors import ConfigurationError
 from discovery.model import Check, CheckID, Registration, ServiceID, ServiceName
 from resolver.config import Endpoint, Settings
 from resolver.forward import Upstream
+from resolver.policy import Policy
 from resolver.server import Resolver
+from resolver.service import Service
 from resolver.wire import name_from_text
 from tests.resolver.conftest import Start, addresses, ask
 from tests.resolver.upstream import Upstream as Server
@@ -409,6 +415,80 @@ def test_a_client_that_never_reads_does_not_stop_the_server(agent: Agent, start_
             for _ in range(2000):
                 client.send(framed(packet("localhost")) * 100)
         assert ask(resolver, "localhost", tcp=True).answer
+
+
+# --- who may ask
+
+
+def test_who_is_not_allowed_is_refused_and_gets_nothing_more(agent: Agent, start_resolver: Start) -> None:
+    register(agent, "w1", "10.0.0.1")
+    allow = (ip_network("127.0.0.2/32"),)
+    resolver = start_resolver(agent.uri, replace(ALONE, allow=allow))
+    port = resolver.addresses[0].port
+    for tcp in (False, True):
+        send = dns.query.tcp if tcp else dns.query.udp
+        for source, rcode in (("127.0.0.2", dns.rcode.NOERROR), ("127.0.0.1", dns.rcode.REFUSED)):
+            message = dns.message.make_query("web.service.consul", "A")
+            told = send(message, "127.0.0.1", port=port, source=source, timeout=5)
+            assert told.rcode() == rcode
+            assert bool(told.answer) == (rcode == dns.rcode.NOERROR)
+
+
+def test_more_than_the_rate_is_told_to_come_over_tcp_or_dropped(agent: Agent) -> None:
+    """Without sockets: loopback, from where tests ask, has no limit."""
+    backend = open_backend(agent.uri, Config())
+    policy = Policy([ip_network("172.17.0.0/16")], rate=10)
+    source, replies = "172.17.0.2", list[bytes]()
+
+    async def main() -> None:
+        service = Service(ALONE, backend, Config(), [], policy, None, asyncio.get_running_loop())
+        for i in range(100):
+            raw = packet("localhost", ident=i)
+            try:  # as the endpoints do
+                policy.credits[source]()
+            except (KeyError, StopIteration):
+                if not service.admits(raw, source, "udp", replies.append):
+                    continue
+            assert service.handle(raw, source, "udp", replies.append)
+        await service.close()
+
+    asyncio.run(main())
+    backend.close()
+    messages = [dns.message.from_wire(raw) for raw in replies]
+    cut = [message for message in messages if message.flags & dns.flags.TC]
+    assert not any(message.answer for message in cut)
+    assert len(messages) - len(cut) == 10
+    assert len(cut) == 45, "every other of the ninety"
+
+
+def test_connections_of_one_source_are_limited(agent: Agent, start_resolver: Start) -> None:
+    resolver = start_resolver(agent.uri, replace(ALONE, tcp_per_source=1))
+    port = resolver.addresses[0].port
+    with connect(resolver) as first:
+        first.sendall(framed(packet("localhost")))
+        assert read_message(first) is not None
+        with connect(resolver) as second, contextlib.suppress(ConnectionError):
+            second.sendall(framed(packet("localhost")))
+            assert read_message(second) is None
+        with socket.create_connection(("127.0.0.1", port), 5.0, ("127.0.0.2", 0)) as other:
+            other.sendall(framed(packet("localhost")))
+            assert read_message(other) is not None
+
+
+def test_one_request_in_so_many_is_logged(
+    agent: Agent, start_resolver: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    def logged() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "query " in record.getMessage()]
+
+    resolver = start_resolver(agent.uri, replace(ALONE, query_log=10))
+    with caplog.at_level(logging.INFO, logger="resolver"):
+        for _ in range(100):
+            ask(resolver, "localhost")
+        # An answer is sent before it is logged: the last line may be a moment later than the last answer.
+        wait_until(lambda: len(logged()) >= 10)
+        ask(resolver, "localhost")
+    assert logged() == ["query localhost. A from 127.0.0.1"] * 10
 
 
 # --- life

@@ -1,0 +1,101 @@
+"""Who may ask, and how often.
+
+    credits:  source address ──> a function that takes one credit, or raises StopIteration when all are spent
+    unknown source, spent credits ──> ``judge``: ADMITTED, FOREIGN or EXCESSIVE
+
+Laws:
+- Pure: seconds pass by ``tick``.
+- An open resolver is a weapon for others: who is not from an allowed network gets REFUSED and nothing more.
+- The common case costs one look-up and one call: a second's credits are an iterator that ends.
+- Bounded whatever source addresses are forged: only allowed networks take memory, and only so much of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterable
+from enum import Enum
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+__all__ = ["LOOPBACK", "Network", "Policy", "Verdict"]
+
+Network = IPv4Network | IPv6Network
+
+LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+_MAX_SOURCES: Final = 65_536
+"""Sources remembered within a second; a whole /16, as docker0 has by default. Beyond, all start anew."""
+
+
+class Verdict(Enum):
+    """What to do with a request."""
+
+    ADMITTED = "admitted"
+    FOREIGN = "foreign"
+    """From a network that may not ask."""
+    EXCESSIVE = "excessive"
+    """More than this source may ask in this second."""
+
+
+class Policy:
+    """Decides by source address."""
+
+    def __init__(self, networks: Iterable[Network], *, rate: int) -> None:
+        """Admit *networks*.
+
+        Args:
+            rate: requests that one source may make in a second; 0: any number. Loopback is exempt: who is on
+                this host has better ways to harm it.
+        """
+        self.networks = tuple(networks)
+        self.credits: dict[str, Callable[[], None]] = {}
+        self.excessive = 0
+        """Requests beyond the limit so far."""
+        self._rate = rate
+        self._credits: dict[str, itertools.repeat[None]] = {}
+        self._sources: dict[str, bool] = {}
+        self._unlimited = itertools.repeat(None).__next__
+
+    def judge(self, source: str) -> Verdict:
+        """Decide about one request from *source*, which has no credit at hand."""
+        if source in self.credits:
+            self.excessive += 1
+            return Verdict.EXCESSIVE
+        allowed = self._sources.get(source)
+        if allowed is None:
+            allowed = self.allows(source)
+            if len(self._sources) >= _MAX_SOURCES:
+                self._sources.clear()
+                self.tick()
+            self._sources[source] = allowed
+        if not allowed:
+            return Verdict.FOREIGN
+        if self._rate and not _within(source, LOOPBACK):
+            # One is taken now, for this request.
+            credit = self._credits[source] = itertools.repeat(None, self._rate - 1)
+            self.credits[source] = credit.__next__
+        else:
+            self.credits[source] = self._unlimited
+        return Verdict.ADMITTED
+
+    def allows(self, source: str) -> bool:
+        """Whether *source* is in an allowed network."""
+        return _within(source, self.networks)
+
+    def tick(self) -> None:
+        """A second has passed: everybody has full credit again."""
+        self.credits.clear()
+        self._credits.clear()
+
+    def busiest(self) -> tuple[str, int]:
+        """Return the source that asked most in this second, and how often; ("", 0) when nobody did."""
+        spent = {one: self._rate - operator.length_hint(credit) for one, credit in self._credits.items()}
+        return max(spent.items(), key=operator.itemgetter(1), default=("", 0))
+
+
+def _within(source: str, networks: Iterable[Network]) -> bool:
+    address = ip_address(source.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address.version == network.version and address in network for network in networks)
