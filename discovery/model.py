@@ -276,6 +276,9 @@ class Reply:
     """What was asked in vain before."""
     error: DiscoveryError | None = None
     """Set when this is what was known once, and why nothing newer can be had."""
+    connection: int = 0
+    """Counts the connections of the reader that got it, where it keeps one: what a new one comes to may be
+    another process, which remembers nothing of what was told to the last."""
 
 
 # --- what application code sees ----------------------------------------------------------------------

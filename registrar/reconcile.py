@@ -447,7 +447,7 @@ class Reconciler:
         try:
             agent = self._backend.agent()
             query = NodeServicesQuery(NodeName(agent.node))
-            reader.read(query)
+            connection = reader.read(query).connection
         except AccessDenied as exc:
             self._say("access", logging.WARNING, f"the registry has to be polled: {exc}")
             self._poll(pauses)
@@ -458,6 +458,11 @@ class Reconciler:
             # Without an index first: one of before a restart lies in the new count's future, and Consul
             # would hold the read until the count gets there (Consul: "Blocking Queries").
             reply = reader.read(query)
+            if reply.connection != connection:
+                # The agent went and came between two reads. If it came back empty, the catalogue shows that
+                # only once the agent has told it, seconds later.
+                connection = reply.connection
+                self._registry_came(agent, pauses)
             if self._believed([(entry.id, entry.meta, entry.port) for entry in reply.value]):
                 doubts = 0
                 reader.read(query, index=max(1, reply.index), wait=WAIT)

@@ -47,6 +47,9 @@ class FakeRegistry:
         self._index = 1
         self._life = 0
         """Counts restarts: a read under way breaks when it changes."""
+        self._connection = 1
+        self._untold: tuple[ServiceEntry, ...] | None = None
+        """What the catalogue still shows of an agent that was replaced between two reads."""
 
     # A Registry -------------------------------------------------------------------------------------------
 
@@ -125,6 +128,16 @@ class FakeRegistry:
             self._life += 1
             self.changed.notify_all()
 
+    def restart_empty_between_reads(self) -> None:
+        """Forget everything, with no read that breaks, and a catalogue that has not been told."""
+        with self.changed:
+            self._untold = self._rows()
+            self._services.clear()
+            self.checks.clear()
+            self._services_of.clear()
+            self._connection += 1
+            self.changed.notify_all()
+
     def break_reads(self) -> None:
         """Break the connections under way."""
         with self.changed:
@@ -156,7 +169,15 @@ class FakeRegistry:
         mine = [check for check in self.checks if self._services_of.get(check) == service_id]
         return {check: self.checks.pop(check) for check in mine}
 
+    def _rows(self) -> tuple[ServiceEntry, ...]:
+        node = Node(NodeName("node-1"), "172.28.128.3", "dc1")
+        return tuple(
+            ServiceEntry(node, one.id, one.name, one.address, one.port, one.tags, one.meta)
+            for one in self._services.values()
+        )
+
     def _bump(self) -> None:
+        self._untold = None
         self._index += 1
         self.changed.notify_all()
 
@@ -171,20 +192,17 @@ class _Reader:
         registry = self._registry
         registry._check("read")
         with registry.changed:
-            life = registry._life
+            life, connection = registry._life, registry._connection
 
             def over() -> bool:
-                return self._interrupted or registry._life != life or registry._index > index
+                broken = self._interrupted or registry._life != life
+                return broken or registry._connection != connection or registry._index > index
 
             registry.changed.wait_for(over, timeout=wait if index else 0)
             if self._interrupted or registry._life != life:
                 raise RegistryUnavailable("the connection to fake://registry was broken")
-            node = Node(NodeName("node-1"), "172.28.128.3", "dc1")
-            rows = tuple(
-                ServiceEntry(node, one.id, one.name, one.address, one.port, one.tags, one.meta)
-                for one in registry._services.values()
-            )
-            return Reply(rows, registry._index)
+            rows = registry._rows() if registry._untold is None else registry._untold
+            return Reply(rows, registry._index, connection=registry._connection)
 
     def interrupt(self) -> None:
         with self._registry.changed:

@@ -312,6 +312,18 @@ def test_578_what_the_agent_lost_is_told_again(
     wait_until(lambda: registry.checks == {CHECK: ("critical", "no")})
 
 
+def test_81_334_an_agent_that_was_replaced_between_two_reads_has_its_services_back(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    running.settle()
+    registry.restart_empty_between_reads()
+    assert not registry.table()
+    see(registry, "web:80")
+
+
 def test_ready_waits_for_the_first_success(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
     running = start(rules=Rules(ready=True))
     docker.create("web", publish=["80/tcp"])

@@ -107,7 +107,11 @@ class ConsulReader:
         asked = codec.query_request(query, index=index, wait=wait)
         # Consul adds up to wait/16 of jitter to what it was asked to wait (Consul: "Blocking Queries").
         patience = timeout if not index else wait + wait / 16 + timeout
-        return _reply(query, self._connection.call(asked, timeout=patience), self._where)
+        # To an agent that was restarted meanwhile, our index may lie in the future: it would hold the read
+        # until its own count gets there, and we would not see what it forgot (Consul: "Blocking Queries").
+        anew = codec.query_request(query) if index else None
+        reply = _reply(query, self._connection.call(asked, timeout=patience, anew=anew), self._where)
+        return replace(reply, connection=self._connection.opened)
 
     def interrupt(self) -> None:
         self._connection.interrupt()

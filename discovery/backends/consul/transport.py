@@ -65,13 +65,18 @@ class Connection:
 
     def __init__(self, config: ConsulConfig) -> None:
         self._config = config
+        self.opened = 0
+        """How many connections were made; one more after each that broke."""
         self._http: _HTTP | None = None
         self._socket: _Socket | _TLSSocket | None = None  # also while it connects
         self._interrupted = False
         _connections.add(self)
 
-    def call(self, request: Request, *, timeout: float) -> HTTPReply:
+    def call(self, request: Request, *, timeout: float, anew: Request | None = None) -> HTTPReply:
         """Send *request* and return the reply, within *timeout* seconds.
+
+        Args:
+            anew: sent instead where a kept connection has to be replaced, and with it perhaps the agent.
 
         Raises:
             ConfigurationError: the token or a TLS file cannot be used.
@@ -91,7 +96,7 @@ class Connection:
                 self._drop()
                 if not reused or self._interrupted or isinstance(exc, TimeoutError):
                     raise
-                response = self._exchange(request, headers, deadline)
+                response = self._exchange(anew or request, headers, deadline)
             body = self._read(response)
         except _BROKEN as exc:
             self._drop()
@@ -166,6 +171,7 @@ class Connection:
 
     def _open(self, deadline: float) -> _HTTP:
         config = self._config
+        self.opened += 1
         if config.socket_path:
             return _HTTP("localhost", 80, self._connect(socket.AF_UNIX, config.socket_path, deadline))
         sock = self._connect_tcp(deadline)

@@ -99,6 +99,20 @@ def test_a_blocking_read_is_asked_with_its_index_and_given_time_beyond_its_wait(
     assert "/v1/health/service/web?stale=&index=42&wait=30s " in server.requests[0]
 
 
+def test_a_blocking_read_whose_agent_was_replaced_asks_the_new_one_without_the_index(serve):
+    def hang_up_after_one(peer: Peer) -> None:
+        peer.request()
+        peer.send(answer([], headers="X-Consul-Index: 3\r\n"))
+
+    with RawServer(hang_up_after_one) as server:
+        reader = Consul(server.config).connect()
+        first = reader.read(WEB)
+        second = reader.read(WEB, index=42, wait=30.0)
+        reader.close()
+    assert (first.connection, second.connection, second.index) == (1, 2, 3)
+    assert server.requests[-1].startswith("GET /v1/health/service/web?stale= "), "it would be held for 30 s"
+
+
 # --- answers that make no sense ------------------------------------------------------------------------
 
 

@@ -302,7 +302,7 @@ def test_a_kept_connection_that_died_is_replaced_silently(connect):
         connection = connect(server.config)
         for n in range(1, 4):
             assert connection.call(ASK, timeout=5).raw == []
-            assert server.accepted == n
+            assert server.accepted == connection.opened == n
 
 
 def test_a_connection_that_the_server_announces_to_close_is_opened_anew(connect):
