@@ -84,7 +84,7 @@ class Client:
     def __init__(
         self, config: Config | None = None, *, backend: Backend | None = None, **overrides: Any
     ) -> None:
-        self.config = Config.from_env(**overrides) if config is None else config.but(**overrides)
+        self.config: Config = Config.from_env(**overrides) if config is None else config.but(**overrides)
         self._given = backend
         self._registry: Backend | None = backend  # None: not needed yet
         self._catalogue: Backend | Chain | None = backend
@@ -649,8 +649,12 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 if TYPE_CHECKING:
     # For type checkers the functions are the methods, so that there is one signature of each.
     _typed = Client()
-    lookup, lookup_all, watch = _typed.lookup, _typed.lookup_all, _typed.watch
-    wait_for, call, register = _typed.wait_for, _typed.call, _typed.register
+    lookup: Final = _typed.lookup
+    lookup_all: Final = _typed.lookup_all
+    watch: Final = _typed.watch
+    wait_for: Final = _typed.wait_for
+    call: Final = _typed.call
+    register: Final = _typed.register
 else:
 
     def lookup(name, /, **options):

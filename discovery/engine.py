@@ -48,7 +48,7 @@ from discovery.model import Query, Source
 
 __all__ = ["Engine", "Known", "Pending"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 log.addHandler(logging.NullHandler())  # an application that configures no logging hears nothing of us
 
 READ_TIMEOUT: Final = 5.0
@@ -106,7 +106,7 @@ class Engine:
     def __init__(self, catalogue: Catalogue, config: Config) -> None:
         self.catalogue = catalogue
         self.config = config
-        self.gate = _Gate()
+        self.gate: _Gate = _Gate()
         self._followers: dict[Query, _Follower] = {}
         self._lock = threading.Lock()  # of who follows what; never held while a callback runs
         self._threads: list[threading.Thread] = []  # of watches
@@ -360,7 +360,7 @@ class _Subscription:
     ) -> None:
         self.used = used
         self.dropped = dropped
-        self.ended = False
+        self.ended: bool = False
         self._callback = callback
         self._told = 0  # the version of what it was told last
         self._lock = threading.Lock()
@@ -382,13 +382,13 @@ class _Follower:
     def __init__(self, engine: Engine, query: Query) -> None:
         self.engine = engine
         self.query = query
-        self.known = Known(query)
-        self.running = False
-        self.used = False
-        self.asked_at = 0.0  # seconds on the monotonic clock; of the poller
+        self.known: Known = Known(query)
+        self.running: bool = False
+        self.used: bool = False
+        self.asked_at: float = 0.0  # seconds on the monotonic clock; of the poller
         self.thread: threading.Thread | None = None
         self.subscriptions: list[_Subscription] = []
-        self.kicked = threading.Event()
+        self.kicked: threading.Event = threading.Event()
         self._reader: Reader | None = None
         self._read_at: float | None = None
         self._wanted_at = time.monotonic()

@@ -68,7 +68,7 @@ class DiscoveryError(Exception):
 
     def __init__(self, message: str, *, attempts: Sequence[Attempt] = ()) -> None:
         super().__init__(message)
-        self.attempts = tuple(attempts)
+        self.attempts: tuple[Attempt, ...] = tuple(attempts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException would call the class with the message alone, which those with more attributes
@@ -136,7 +136,7 @@ class ServiceNotFound(LookupFailed):
 
     def __init__(self, message: str, *, close: Sequence[str] = (), attempts: Sequence[Attempt] = ()) -> None:
         super().__init__(message, attempts=attempts)
-        self.close = tuple(close)
+        self.close: tuple[str, ...] = tuple(close)
 
 
 class NoHealthyInstances(LookupFailed):
@@ -149,4 +149,4 @@ class NoHealthyInstances(LookupFailed):
         self, message: str, *, failing: Sequence[str] = (), attempts: Sequence[Attempt] = ()
     ) -> None:
         super().__init__(message, attempts=attempts)
-        self.failing = tuple(failing)
+        self.failing: tuple[str, ...] = tuple(failing)

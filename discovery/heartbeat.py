@@ -25,7 +25,7 @@ from discovery.names import service_name
 
 __all__ = ["Heartbeat"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 
 BEAT: Final = 1.0
 """Longest time between two beats, in seconds. A beat costs the agent a local write of nothing new; the
@@ -88,7 +88,7 @@ class Heartbeat:
                     timeout=CHECK_TIMEOUT,
                 )
             )
-        self.registration = Registration(
+        self.registration: Registration = Registration(
             id=identity,
             name=checked,
             port=port,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, NewType, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, NoReturn, TypeVar, overload
 
 from discovery.errors import Attempt, DiscoveryError
 
@@ -74,8 +74,9 @@ class FrozenDict(dict[str, _V]):
     def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
         raise TypeError("this mapping is shared and cannot be changed; copy it with dict() first")
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    if not TYPE_CHECKING:  # type checkers see a Mapping, which has none of these
+        __setitem__ = __delitem__ = __ior__ = _refuse
+        clear = pop = popitem = setdefault = update = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

@@ -19,13 +19,13 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from discovery.model import Instance, ServiceName, Snapshot
 
 __all__ = ["Attempt", "Observer", "attempted", "changed", "observe"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,10 +101,10 @@ class Tally:
     """What calls have told about one service, in whichever data centre, and how often it may be retried."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self.services: list[Service] = []
-        self.stats = balance.Stats(time.monotonic)
-        self.budget = balance.RetryBudget(time.monotonic)
+        self.stats: balance.Stats = balance.Stats(time.monotonic)
+        self.budget: balance.RetryBudget = balance.RetryBudget(time.monotonic)
 
     def report(self, instance: Instance, *, ok: bool, latency: float | None) -> None:
         """Take in how a call to *instance* went; *latency* in seconds, when known."""
@@ -146,12 +146,13 @@ class Service:
     def __init__(self, query: ServiceQuery, known: Known, tally: Tally, config: Config) -> None:
         self.query = query
         self.tally = tally
-        self.was_used = True
+        self.was_used: bool = True
         self.live: Sequence[Instance] = ()
         """What the warm path takes turns on; empty where it takes more than a turn."""
         self.next: Callable[[], int] = itertools.count(random.randrange(1 << 16)).__next__
-        self.snapshot = self.healthy = Snapshot(query.name)
-        self.where = ""
+        self.snapshot: Snapshot = Snapshot(query.name)
+        self.healthy: Snapshot = self.snapshot
+        self.where: str = ""
         self._asked: tuple[Attempt, ...] = ()  # in vain, before it was answered
         self._elapsed = 0.0
         self._config = config

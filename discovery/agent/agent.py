@@ -64,7 +64,7 @@ class Agent:
         check_update_interval: float = CHECK_UPDATE_INTERVAL,
     ) -> None:
         version = 6 if ":" in address else 4
-        self.node = Node(
+        self.node: Node = Node(
             name=NodeName(node or socket.gethostname()),
             address=address,
             dc=dc,

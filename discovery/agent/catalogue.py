@@ -95,7 +95,7 @@ class Catalogue:
     """All nodes of the data centre, as they were written."""
 
     def __init__(self) -> None:
-        self.index = 1  # Consul: "Blocking Queries": an index is at least 1
+        self.index: int = 1  # Consul: "Blocking Queries": an index is at least 1
         self._records: dict[str, _Record] = {}
         self._changed_at: dict[Topic, int] = {}
         self._touched: set[Topic] = set()

@@ -42,7 +42,7 @@ _TOO_MANY: Final = (
     b"Your IP is issuing too many concurrent connections, please rate limit your calls\n"
 )
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 
 class Peer:

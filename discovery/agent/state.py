@@ -102,7 +102,7 @@ class State:
         check_update_interval: float = CHECK_UPDATE_INTERVAL,
     ) -> None:
         self.node = node
-        self.catalogue = Catalogue()
+        self.catalogue: Catalogue = Catalogue()
         self.services: dict[ServiceID, Registration] = {}
         self._checks: dict[CheckID, _LocalCheck] = {}
         self._serf = CheckRow(
@@ -118,7 +118,7 @@ class State:
         self._next_due = self._reconcile_at
         self.definitions: dict[CheckID, Check] = {}
         """The checks that somebody has to run: HTTP and TCP."""
-        self.definitions_version = 0
+        self.definitions_version: int = 0
         """Grows whenever ``definitions`` changes."""
         self.reconcile()
 

@@ -77,7 +77,7 @@ class Chain:
     source: Source = "http"
 
     def __init__(self, links: Sequence[Link], *, disk: Disk | None = None, advice: str = "") -> None:
-        self.links = tuple(links)
+        self.links: tuple[Link, ...] = tuple(links)
         self.advice = advice
         self.disk = disk
         self.known: Callable[[Query], Standing | None] = lambda _: None

@@ -29,7 +29,7 @@ from discovery.names import env_name
 
 __all__ = ["Disk", "Recalled"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 
 MAX_AGE: Final = 24 * 3600.0
 """Seconds. A day covers a night's outage; after that the addresses are more likely somebody else's."""

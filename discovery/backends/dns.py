@@ -95,7 +95,7 @@ class Dns:
 
     def __init__(self, servers: Callable[[], Sequence[Server]], domain: str = "consul") -> None:
         self._servers = servers
-        self.domain = domain.strip(".")
+        self.domain: str = domain.strip(".")
 
     @property
     def where(self) -> str:

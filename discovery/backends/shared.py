@@ -43,7 +43,7 @@ from discovery.model import NamesQuery, Query, Reply, ServiceQuery, Source
 
 __all__ = ["Shared", "SharedReader"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 
 HEARTBEAT: Final = 1.5  # seconds between two touches of a leader
 DEAD: Final = 5.0
@@ -251,7 +251,7 @@ class _Lead:
     def __init__(self, stem: str, lock: int) -> None:
         self.stem = stem
         self.reading = True
-        self.read_at = 0.0  # seconds on the monotonic clock, when the last read ended
+        self.read_at: float = 0.0  # seconds on the monotonic clock, when the last read ended
         self.shared: tuple[int, object] | None = None
         self._lock = lock
         self._fifo = -1

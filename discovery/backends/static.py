@@ -46,7 +46,7 @@ from discovery.names import env_name, fold
 
 __all__ = ["Static", "address"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 
 RESTAT: Final = 1.0  # seconds between two looks at the file
 _KEYS: Final = frozenset({"address", "tags", "meta", "weight", "id"})

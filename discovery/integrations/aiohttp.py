@@ -25,10 +25,10 @@ try:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.client_reqrep import ConnectionKey
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "discovery.integrations.aiohttp needs aiohttp: pip install 'portcall[aiohttp]'"
-    ) from exc
+    ) from _exc
 
 from discovery.errors import DiscoveryError
 from discovery.integrations._balancer import Balancer, Fate, Options, Target, port_of

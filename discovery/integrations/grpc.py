@@ -33,8 +33,8 @@ from typing import Any, Final, Unpack
 
 try:
     import grpc
-except ImportError as exc:
-    raise ImportError("discovery.integrations.grpc needs grpcio: pip install 'portcall[grpc]'") from exc
+except ImportError as _exc:
+    raise ImportError("discovery.integrations.grpc needs grpcio: pip install 'portcall[grpc]'") from _exc
 
 from discovery import observe
 from discovery.client import Watch
@@ -45,7 +45,7 @@ from discovery.names import service_name
 
 __all__ = ["NoInstances", "channel"]
 
-log = logging.getLogger("discovery")
+log: Final = logging.getLogger("discovery")
 
 MOST_ATTEMPTS: Final = 5  # gRFC A6: more are not allowed
 RETRY_TOKENS: Final = 100

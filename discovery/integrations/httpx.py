@@ -26,8 +26,8 @@ from typing import Final, Unpack, cast
 
 try:
     import httpx
-except ImportError as exc:
-    raise ImportError("discovery.integrations.httpx needs httpx: pip install 'portcall[httpx]'") from exc
+except ImportError as _exc:
+    raise ImportError("discovery.integrations.httpx needs httpx: pip install 'portcall[httpx]'") from _exc
 
 from discovery.errors import DiscoveryError
 from discovery.integrations._balancer import Balancer, Fate, Options, Target, Trial, port_of

@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 try:
     from opentelemetry import metrics, trace
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "discovery.integrations.opentelemetry needs opentelemetry-api: pip install 'portcall[opentelemetry]'"
-    ) from exc
+    ) from _exc
 
 from discovery.model import Snapshot
 from discovery.observe import Attempt, observe

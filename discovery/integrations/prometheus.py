@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "discovery.integrations.prometheus needs prometheus-client: pip install 'portcall[prometheus]'"
-    ) from exc
+    ) from _exc
 
 from discovery.model import Snapshot
 from discovery.observe import Attempt, observe

@@ -21,10 +21,10 @@ try:
     import requests
     from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
     from requests.exceptions import ChunkedEncodingError, ConnectTimeout, SSLError
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "discovery.integrations.requests needs requests: pip install 'portcall[requests]'"
-    ) from exc
+    ) from _exc
 from urllib3.exceptions import ClosedPoolError, MaxRetryError, NewConnectionError, ProtocolError
 from urllib3.util import Retry
 

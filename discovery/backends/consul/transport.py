@@ -65,7 +65,7 @@ class Connection:
 
     def __init__(self, config: ConsulConfig) -> None:
         self._config = config
-        self.opened = 0
+        self.opened: int = 0
         """How many connections were made; one more after each that broke."""
         self._http: _HTTP | None = None
         self._socket: _Socket | _TLSSocket | None = None  # also while it connects
