@@ -31,10 +31,11 @@ up: $(ready) ## run the registrar and the resolver on this machine, for real
 test: $(ready) ## every test this machine can run; as root that is all of them (TESTS= for some)
 	@$(if $(root),tools/get-docker; CONSUL_BIN=$$(tools/get-consul); export CONSUL_BIN;) $(bin)/pytest $(TESTS)
 
-lint: $(ready) ## style, types and import rules
+lint: .venv/.pyright ## style, types and import rules
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/python tools/check-pyright
 	$(bin)/lint-imports
 
 bench: .venv/.peers ## the benchmarks, side by side with peers
@@ -70,6 +71,11 @@ $(ready): requirements.lock pyproject.toml
 # Peers to compare with, for the benchmarks alone.
 .venv/.peers: $(ready) benchmarks/requirements.lock
 	@$(bin)/pip install --quiet --require-hashes --requirement benchmarks/requirements.lock
+	@touch $@
+
+# As large as everything else together, so `make demo` does without.
+.venv/.pyright: $(ready) tests/typing/requirements.lock
+	@$(bin)/pip install --quiet --require-hashes --requirement tests/typing/requirements.lock
 	@touch $@
 
 build/wheels/.ready: $(ready) $(sources) tools/get-wheels
