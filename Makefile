@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything runs from a fresh clone: the environment is made on first use.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench bench-smoke image three-hosts three-hosts-down clean
+.PHONY: help demo up test fuzz lint bench bench-smoke image three-hosts three-hosts-down clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -8,6 +8,8 @@ SHELL := bash
 IMAGE ?= portcall
 BASE_IMAGE ?= python:3.11-slim
 PYTHON ?= python3
+COUNT ?= 10000000
+SEED ?= 1
 
 bin := .venv/bin
 ready := .venv/.ready
@@ -30,6 +32,9 @@ up: $(ready) ## run the registrar and the resolver on this machine, for real
 
 test: $(ready) ## every test this machine can run; as root that is all of them (TESTS= for some)
 	@$(if $(root),tools/get-docker; CONSUL_BIN=$$(tools/get-consul); export CONSUL_BIN;) $(bin)/pytest $(TESTS)
+
+fuzz: $(ready) ## COUNT odd packets and replies against the resolver, from SEED on
+	@$(bin)/python -m tests.fuzz.resolver --count $(COUNT) --seed $(SEED)
 
 lint: .venv/.pyright ## style, types and import rules
 	$(bin)/ruff check .

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+import dns.exception
 import dns.message
 from cachetools import LRUCache
 
@@ -83,8 +84,14 @@ class Relayed:
 
         An answer that is made from it is good for its own TTL again, so each gets half of what there is: both
         together must not outlive the records.
+
+        Raises:
+            Malformed: a record cannot be read.
         """
-        message = dns.message.from_wire(self.reply, ignore_trailing=True)
+        try:
+            message = dns.message.from_wire(self.reply, ignore_trailing=True)
+        except (dns.exception.DNSException, ValueError) as exc:
+            raise wire.Malformed(f"a record of the reply is broken: {exc or type(exc).__name__}") from exc
         half = max(1, self.ttl // 2)
         records = tuple(
             Record(

@@ -226,7 +226,7 @@ class Service:
         lifetime: float
         try:
             fact, lifetime = (await self._forwarder.ask(alias.to_query())).to_fact()
-        except (NoUpstream, UpstreamTimeout) as exc:
+        except (NoUpstream, UpstreamTimeout, wire.Malformed) as exc:
             # The name itself can still be told; who asked may know somebody who resolves it.
             log.debug("the alias %s is not resolved: %s", wire.name_to_text(alias.name), exc)
             fact, lifetime = Fact(()), _ALIAS_FAILURE_KEPT

@@ -313,7 +313,8 @@ class Frame:
     flags: int
     question: bytes
     records: tuple[tuple[int, int, int, int], ...]
-    """(section 1 to 3, type, offset of the TTL, offset after the record), OPT not among them."""
+    """(section 1 to 3, type, offset of the TTL, offset after the record), up to the OPT. What follows the OPT
+    is left out: without the OPT it would stand elsewhere, and names in it would point to the wrong place."""
     rcode: int
     """With the OPT's upper bits."""
 
@@ -333,14 +334,18 @@ def read_frame(reply: bytes) -> Frame:
         question = reply[HEADER_LENGTH:offset]
         rcode = flags & 0xF
         records: list[tuple[int, int, int, int]] = []
+        opts = 0
         for section, count in enumerate(counts, start=1):
             for _ in range(count):
                 owner_end = skip_name(reply, offset)
                 offset = skip_record(reply, offset)
                 rtype = int.from_bytes(reply[owner_end : owner_end + 2])
                 if rtype == OPT:
+                    opts += 1
+                    if section != 3 or opts > 1:  # RFC 6891 section 6.1.1
+                        raise Malformed("a second OPT record, or one that is not an addition")
                     rcode |= reply[owner_end + 4] << 4
-                else:
+                elif not opts:
                     records.append((section, rtype, owner_end + 4, offset))
     except (IndexError, StructError) as exc:
         raise Malformed("the reply ends before its records do") from exc

@@ -249,6 +249,18 @@ def test_a_host_name_as_address_is_resolved_by_upstreams(agent: Agent, start_res
     assert addresses(ask(alone, "ext.service.consul")) == ["www.example.test."]
 
 
+def test_a_host_name_whose_address_is_broken_is_told_without_one(agent: Agent, start_resolver: Start) -> None:
+    def broken(request: dns.message.Message, transport: str) -> bytes:
+        raw = reply(request, "www.example.test. 60 IN A 192.0.2.1").to_wire()
+        at = raw.rindex(b"\0\4\xc0\0\2\1")
+        return raw[: at + 1] + b"\3" + raw[at + 2 : at + 5] + raw[at + 6 :]  # an address of three octets
+
+    with Server(broken) as server:
+        register(agent, "e1", "www.example.test", name="ext")
+        resolver = start_resolver(agent.uri, Settings(upstreams=(Upstream(*server.address),)))
+        assert addresses(ask(resolver, "ext.service.consul")) == ["www.example.test."]
+
+
 def test_an_address_leads_to_its_service(agent: Agent, start_resolver: Start) -> None:
     register(agent, "w1", "10.0.0.1")
     resolver = start_resolver(agent.uri)

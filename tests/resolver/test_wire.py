@@ -167,6 +167,29 @@ def test_a_reply_is_walked_to_its_ttls() -> None:
     assert found == [(1, wire.CNAME, 60), (1, wire.A, 61), (1, wire.A, 61), (2, wire.NS, 62)]
 
 
+@pytest.mark.parametrize(
+    ("records", "kept"),
+    [
+        ([b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\0", b"\0\0\x29\x04\xd0" + bytes(6)], 1),
+        ([b"\0\0\x29\x04\xd0" + bytes(6), b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\0"], 0),
+    ],
+    ids=["the OPT last", "the OPT first"],
+)
+def test_what_follows_the_opt_of_a_reply_is_left_out(records: list[bytes], kept: int) -> None:
+    """Taking the OPT out from before it would move what its names point to."""
+    question = b"\3www\7example\4test\0\0\1\0\1"
+    raw = b"\0\1\x81\x80\0\1\0\0\0\0\0\2" + question + b"".join(records)
+    assert len(wire.read_frame(raw).records) == kept
+
+
+@pytest.mark.parametrize("counts", [b"\0\1\0\0\0\0", b"\0\0\0\0\0\2"], ids=["as an answer", "twice"])
+def test_an_opt_where_none_belongs_spoils_a_reply(counts: bytes) -> None:
+    """RFC 6891 section 6.1.1."""
+    opts = (b"\0\0\x29\x04\xd0" + bytes(6)) * 2
+    with pytest.raises(Malformed, match="OPT"):
+        wire.read_frame(b"\0\1\x81\x80\0\1" + counts + b"\0\0\1\0\1" + opts)
+
+
 # --- texts
 
 
