@@ -196,6 +196,9 @@ class RetryBudget:
 
     Without it an overload feeds itself: each call that fails is tried three times, and three times the
     load fails three times the calls.
+
+    Args:
+        most: retries that can be saved up; also what there is at the start.
     """
 
     RATIO: Final = 0.2
@@ -203,11 +206,11 @@ class RetryBudget:
     PER_SECOND: Final = 1.0
     """Retries for each second, so that a process that calls once a minute may always try again."""
     MOST: Final = 10.0
-    """Retries that can be saved up; also what there is at the start."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], most: float = MOST) -> None:
         self._clock = clock
-        self._balance = self.MOST
+        self._most = most
+        self._balance = most
         self._filled_at = clock()
 
     def deposit(self) -> None:
@@ -226,7 +229,7 @@ class RetryBudget:
         now = self._clock()
         amount += max(now - self._filled_at, 0.0) * self.PER_SECOND
         self._filled_at = now
-        self._balance = min(self._balance + amount, self.MOST)
+        self._balance = min(self._balance + amount, self._most)
 
 
 # --- strategies --------------------------------------------------------------------------------------

@@ -75,6 +75,11 @@ class Watch:
         """The service that is watched."""
         return self._query.name
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended: by ``close``, its client's too."""
+        return self._closed
+
     def __iter__(self) -> Watch:
         return self
 

@@ -304,13 +304,15 @@ class Client:
     ) -> Heartbeat:
         """Register this process as an instance of *name* and keep it alive until it is closed.
 
-        For processes that are no container. See ``Heartbeat`` for the arguments.
+        For processes that are no container. See ``Heartbeat`` for the arguments. Without an agent it is
+        tried on in the background, with one warning.
+
+        Raises:
+            InvalidName, ConfigurationError: an argument is not possible.
+            RegistryError: the agent refused the registration.
         """
-        with self._lock:
-            if self._registry is None:
-                self._registry = sources.find(self.config)
         heartbeat = Heartbeat(
-            self._registry,
+            self._agent,
             name,
             port=port,
             address=address,
@@ -339,15 +341,17 @@ class Client:
     def close(self) -> None:
         """Stop heartbeats and watches and close all connections; idempotent. A later lookup starts anew."""
         with self._lock:
+            heartbeats = list(self._heartbeats)
+        for heartbeat in heartbeats:  # first, as they use the registry to the end
+            heartbeat.close()
+        with self._lock:
             engine, self._engine = self._engine, None
             opened = [self._registry, self._catalogue]
             self._registry = self._catalogue = self._given
             self._services.clear()
             self._warm.clear()
             self._tallies.clear()
-            heartbeats, watches = list(self._heartbeats), list(self._watches)
-        for heartbeat in heartbeats:
-            heartbeat.close()
+            watches = list(self._watches)
         for watch in watches:
             watch.close()
         if engine is not None:
@@ -581,6 +585,15 @@ class Client:
         tally = self._tallies.get(fold(name))
         # setdefault: two threads that meet here get the same one
         return tally or self._tallies.setdefault(fold(name), Tally())
+
+    def _agent(self) -> Backend:
+        """Return the registry to write to; raises as ``sources.find``."""
+        if self._registry is None:
+            found = sources.find(self.config)  # without the lock: a silent agent takes its time
+            with self._lock:
+                if self._registry is None:
+                    self._registry = found
+        return self._registry
 
     def _running_engine(self) -> Engine:
         engine = self._engine

@@ -4,8 +4,8 @@ Laws:
 - The entry carries a TTL check that this thread renews: a process that dies without a word turns
   critical when the TTL is over.
 - An agent that has forgotten the entry (it restarted empty) gets it again with the next beat.
-- An unreachable agent is waited for, with one warning; a refusal is raised to the caller of ``start``,
-  and warned of once when it comes later.
+- An agent that is not there is looked for on and on, with one warning; a refusal is raised to the caller of
+  ``start``, and warned of once when it comes later.
 - Only the process that registered deregisters: a forked child's exit must not take its parent out.
 """
 
@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from discovery.backends import Registry
@@ -38,7 +38,7 @@ class Heartbeat:
     """One registered instance. Use ``start`` and ``close``, or a ``with`` statement.
 
     Args:
-        registry: the agent to register with.
+        find: returns the agent to register with. Called with each beat until that has worked once.
         name: the service's name.
         port: the port that the process listens on.
         address: where it can be reached; None lets Consul answer with the node's address.
@@ -54,7 +54,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        registry: Registry,
+        find: Callable[[], Registry],
         name: str,
         *,
         port: int,
@@ -71,7 +71,8 @@ class Heartbeat:
             raise ConfigurationError(f"ttl={ttl!r} of {name!r} is not possible: give at least 1 second")
         checked = service_name(name, origin="register")
         identity = ServiceID(service_id or f"{socket.gethostname()}:{checked}:{port}")
-        self._registry = registry
+        self._find = find
+        self._registry: Registry | None = None
         self._check_id = CheckID(f"{identity}:heartbeat")
         checks = [
             Check(id=self._check_id, name="heartbeat of the process", ttl=ttl, initial_status="passing")
@@ -124,6 +125,8 @@ class Heartbeat:
             return
         self._stopping.set()
         self._thread.join()
+        if self._registry is None:
+            return  # there was never an agent
         try:
             self._registry.deregister(self.registration.id)
         except DiscoveryError as exc:
@@ -154,6 +157,8 @@ class Heartbeat:
     def _try(self) -> RegistryUnavailable | None:
         """Beat once; return why the agent could not be reached, or None."""
         try:
+            if self._registry is None:
+                self._registry = self._find()
             if self._registered:
                 try:
                     self._registry.update_check(self._check_id, "passing")

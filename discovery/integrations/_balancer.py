@@ -31,6 +31,9 @@ __all__ = ["Balancer", "Fate", "Options", "Target", "Trial", "port_of"]
 
 ATTEMPTS: Final = 3
 """Instances that one request is tried on. More would keep a caller waiting whose service is gone."""
+MOST_RETRIES: Final = 100.0
+"""Repetitions that can be saved up for a service. All requests under way on an instance fail together when
+it dies: up to 100 of them with the connection limits that httpx and aiohttp have by default."""
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds to connect where the library would wait for ever: an instance whose machine is gone does not even
 refuse, and the others would have answered long since."""
@@ -143,7 +146,7 @@ class Balancer:
         with self._lock:
             budget = self._budgets.get(target.name)
             if budget is None:
-                budget = self._budgets[target.name] = _Budget(time.monotonic)
+                budget = self._budgets[target.name] = RetryBudget(time.monotonic, MOST_RETRIES)
             budget.deposit()
         return Trial(self, target, harmless=repeatable and method.upper() in IDEMPOTENT)
 
@@ -154,12 +157,6 @@ class Balancer:
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()
-
-
-class _Budget(RetryBudget):
-    # All requests under way on an instance fail together when it dies: up to 100 of them with the
-    # connection limits that httpx and aiohttp have by default.
-    MOST = 100.0  # type: ignore[misc]
 
 
 class Trial:

@@ -8,6 +8,7 @@ Laws:
   instance away, in the thread that learned of it.
 - A request that was given its instance just before that change may make the pool anew: the request's end
   retires it again.
+- A client that was closed has ended our watches with it; the next request begins new ones.
 - A child process begins without pools: a connection that two processes write to belongs to neither.
 - An owner that is dropped without being closed drops its pools with it: callbacks hold it weakly.
 """
@@ -63,7 +64,7 @@ class Pools(Generic[P]):
 
     def ready(self, target: Target) -> bool:
         """Say whether *target* is followed and has instances, so that nobody has to wait for them."""
-        return bool(self._live.get(self._service(target)))
+        return self._is_ready(self._service(target))
 
     def follow(self, target: Target) -> None:
         """Make sure that *target* is followed and has instances. Waits unless it is ``ready``.
@@ -72,17 +73,24 @@ class Pools(Generic[P]):
             DiscoveryError: as ``Client.lookup``.
         """
         service = self._service(target)
-        if not self._live.get(service):
+        if not self._is_ready(service):
             self._balancer.client.lookup(target.name, tags=target.tags, dc=target.dc)
             self._watch(service)
 
+    def _is_ready(self, service: _Service) -> bool:
+        watch = self._watches.get(service)
+        return watch is not None and not watch.closed and bool(self._live.get(service))
+
     def _watch(self, service: _Service) -> None:
-        if service in self._watches:
+        before = self._watches.get(service)
+        if before is not None and not before.closed:
             return
         client, name, dc = service
         watch = client.watch(name, dc=dc)
         with self._lock:
-            mine = self._watches.setdefault(service, watch) is watch
+            mine = self._watches.get(service) is before
+            if mine:
+                self._watches[service] = watch
         if mine:
             # Without the lock: callbacks come with locks of the engine held, and take ours.
             watch.on_change(_forward(weakref.ref(self), service, watch))

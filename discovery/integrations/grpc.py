@@ -143,7 +143,8 @@ class _Channel(grpc.Channel):
         Raises:
             NoInstances: there are none, or the registry cannot be asked.
         """
-        lane = self._take()
+        watch = self._watch
+        lane = None if watch is not None and watch.closed else self._take()
         if lane is None:
             try:
                 self._follow()
@@ -213,12 +214,13 @@ class _Channel(grpc.Channel):
         return self._balancer.client.lookup_all(self._target.name, tags=self._target.tags, dc=self._target.dc)
 
     def _follow(self) -> None:
-        if self._watch is not None:
+        before = self._watch
+        if before is not None and not before.closed:  # by its client, which may be in use again
             return
         snapshot = self._snapshot()  # its errors say what is wrong; a watch would wait without a word
         watch = self._balancer.client.watch(self._target.name, tags=self._target.tags, dc=self._target.dc)
         with self._lock:
-            mine = self._watch is None and not self._closed
+            mine = self._watch is before and not self._closed
             if mine:
                 self._watch = watch
         if mine:

@@ -16,7 +16,8 @@ import pytest
 from discovery import heartbeat as heartbeat_module
 from discovery.agent import Agent
 from discovery.backends import Backend, open_backend
-from discovery.config import Config
+from discovery.client import Client
+from discovery.config import Config, ConsulConfig
 from discovery.errors import (
     AccessDenied,
     ConfigurationError,
@@ -27,7 +28,7 @@ from discovery.errors import (
 )
 from discovery.heartbeat import Heartbeat
 from discovery.model import CheckID, Registration, ServiceID, ServiceQuery, Status
-from tests.tools import wait_until
+from tests.tools import free_port, wait_until
 
 QUICK = 0.02  # s between two beats
 
@@ -73,7 +74,7 @@ def begin(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 
     def make(name: str = "web", **options: object) -> Heartbeat:
         options.setdefault("port", 80)
-        made.append(Heartbeat(registry, name, **options))  # type: ignore[arg-type]
+        made.append(Heartbeat(lambda: registry, name, **options))  # type: ignore[arg-type]
         return made[-1].start()
 
     yield make
@@ -140,23 +141,23 @@ def test_the_agent_can_check_a_path_besides(begin, address, path, url):
 )
 def test_what_cannot_be_registered_is_refused_at_once(registry, options, complaint):
     with pytest.raises(ConfigurationError) as caught:
-        Heartbeat(registry, "web", **options)
+        Heartbeat(lambda: registry, "web", **options)
     assert complaint in str(caught.value)
     with pytest.raises(InvalidName, match="from register"):
-        Heartbeat(registry, "a b", port=80)
+        Heartbeat(lambda: registry, "a b", port=80)
 
 
 def test_in_a_with_statement_it_ends_with_it(registry):
-    with Heartbeat(registry, "web", port=80):
+    with Heartbeat(lambda: registry, "web", port=80):
         assert registry.services
-    with Heartbeat(registry, "web", port=80).start():
+    with Heartbeat(lambda: registry, "web", port=80).start():
         assert registry.services
     assert not registry.services
     assert registry.calls.count("register") == 2
 
 
 def test_what_was_never_started_is_not_deregistered(registry):
-    Heartbeat(registry, "web", port=80).close()
+    Heartbeat(lambda: registry, "web", port=80).close()
     assert registry.calls == []
 
 
@@ -165,7 +166,7 @@ def test_what_was_never_started_is_not_deregistered(registry):
 
 def test_it_beats_several_times_within_its_ttl(registry):
     for ttl, beat in ((1.5, 0.5), (15.0, 1.0), (600.0, 1.0)):
-        assert Heartbeat(registry, "web", port=80, ttl=ttl)._beat == beat
+        assert Heartbeat(lambda: registry, "web", port=80, ttl=ttl)._beat == beat
 
 
 def test_it_beats_and_does_not_register_again(begin, registry):
@@ -212,7 +213,7 @@ def test_an_outage_is_survived_with_one_warning(begin, registry, caplog):
 
 def test_a_refusal_at_the_start_is_raised_and_leaves_nothing_behind(registry):
     registry.trouble = AccessDenied("not allowed", status=403)
-    one = Heartbeat(registry, "web", port=80)
+    one = Heartbeat(lambda: registry, "web", port=80)
     with pytest.raises(AccessDenied):
         one.start()
     one.close()
@@ -228,6 +229,34 @@ def test_a_refusal_later_is_warned_of_once_and_may_end(begin, registry, caplog):
     assert "the token was revoked" in caplog.text
     registry.trouble = None
     wait_until(lambda: len(caplog.records) == 2)
+
+
+def test_an_agent_that_cannot_be_found_is_looked_for_until_it_is(registry, monkeypatch, caplog):
+    monkeypatch.setattr(heartbeat_module, "BEAT", QUICK)
+    caplog.set_level(logging.WARNING, "discovery")
+    searches: list[str] = []
+
+    def find() -> FakeRegistry:
+        searches.append("found" if len(searches) == 3 else "nobody")
+        if searches[-1] == "nobody":
+            raise RegistryUnavailable("no Consul agent found")
+        return registry
+
+    with Heartbeat(find, "web", port=80).start() as one:
+        assert "cannot register" in caplog.text and "no Consul agent found" in caplog.text
+        wait_until(lambda: one.registration.id in registry.services)
+        beats(registry, 3)
+    assert searches == ["nobody"] * 3 + ["found"]  # and not again
+    assert len(caplog.records) == 2  # the second says that it is accepted
+    assert not registry.services
+
+
+def test_where_there_was_never_an_agent_nothing_is_deregistered(caplog):
+    def find() -> FakeRegistry:
+        raise RegistryUnavailable("no Consul agent found")
+
+    Heartbeat(find, "web", port=80).start().close()
+    assert "deregister" not in caplog.text
 
 
 def test_closing_without_an_agent_is_no_error(begin, registry, caplog):
@@ -255,6 +284,18 @@ def test_the_entry_passes_while_the_process_beats(agent, client):
     with client.watch("web") as watch:
         while watch.next(5):
             pass
+
+
+def test_an_agent_that_starts_after_the_process_is_registered_with(monkeypatch):
+    monkeypatch.setattr(heartbeat_module, "BEAT", QUICK)
+    port = free_port()
+    # Not explicit: the agent is looked for where it is likely to be.
+    with (
+        Client(Config(consul=ConsulConfig(port=port)), timeout=5.0) as client,
+        client.register("web", port=80),
+        Agent(http=("127.0.0.1", port)),
+    ):
+        assert client.wait_for("web", timeout=20)[0].port == 80
 
 
 def test_the_entry_is_back_after_the_agent_restarted_empty(agent, client, monkeypatch):

@@ -267,6 +267,18 @@ def test_a_channel_that_is_made_before_its_service_gets_ready_with_it(
     assert who(web) == shared_grpc_servers[0].port
 
 
+def test_a_client_that_was_closed_and_is_used_again_is_followed_again(
+    web: grpc.Channel, client: Client, fleet: Fleet, grpc_servers: list[Server]
+) -> None:
+    wait_until(lambda: len({who(web) for _ in range(3)}) == 3)
+    client.close()
+    assert who(web)
+    leaving, *staying = grpc_servers
+    fleet.deregister(leaving.port)
+    wait_until(lambda: connections_to(leaving.port) == 0)
+    assert {who(web) for _ in range(6)} <= {server.port for server in staying}
+
+
 def test_a_closed_channel_refuses_calls(client: Client, grpc_servers: list[Server]) -> None:
     web = channel("web", client=client)
     ask = web.unary_unary("/test.Echo/Who")

@@ -280,7 +280,7 @@ def _notes(exc: BaseException | None) -> list[str]:
 
 
 def test_repetitions_are_budgeted(connect: Connect, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discovery.integrations._balancer._Budget.MOST", 0.5)
+    monkeypatch.setattr("discovery.integrations._balancer.MOST_RETRIES", 0.5)
     for _ in range(2):
         fleet.register(free_port())
     web = connect()
@@ -308,6 +308,21 @@ def test_a_registry_that_is_down_is_the_librarys_own_error(connect: Connect) -> 
         with pytest.raises(web.error, match="cannot ask Consul") as caught:
             web.request("GET", f"{URL}/")
     assert isinstance(caught.value.__cause__, DiscoveryError)
+
+
+def test_a_client_that_was_closed_and_is_used_again_is_followed_again(
+    web: Library, client: Client, fleet: Fleet, servers: list[Server]
+) -> None:
+    for _ in range(3):
+        web.request("GET", f"{URL}/")
+    client.close()
+
+    assert {web.request("GET", f"{URL}/")["port"] for _ in range(6)} == {server.port for server in servers}
+    leaving = servers[0]
+    assert connections_to(leaving.port) == 1
+    fleet.deregister(leaving.port)
+    wait_until(lambda: connections_to(leaving.port) == 0)
+    assert {web.request("GET", f"{URL}/")["port"] for _ in range(6)} == {s.port for s in servers[1:]}
 
 
 @pytest.mark.parametrize("connect", [name for name in LIBRARIES if name != "aiohttp"], indirect=True)
