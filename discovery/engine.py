@@ -1,7 +1,8 @@
 """Keeps answers to catalogue questions fresh in the background: the heart of client and resolver.
 
     subscribe(query) ─> _Follower ── thread: blocking read, again and again ──> Known ──> callbacks
-                                  └─ beyond ``max_watches``: read by the poller, once a second
+                                  └─ beyond ``max_watches``, and prepared queries, which cannot
+                                     block: read by the poller, once a second
 
 Laws:
 - Reading never waits and takes no lock: ``Known`` is immutable and swapped whole.
@@ -44,7 +45,7 @@ from discovery.errors import (
     RegistryTimeout,
     RegistryUnavailable,
 )
-from discovery.model import Query, Source
+from discovery.model import PreparedQuery, Query, Source
 
 __all__ = ["Engine", "Known", "Pending"]
 
@@ -227,7 +228,9 @@ class Engine:
         return follower
 
     def _start_watching(self, follower: _Follower) -> bool:
-        """Give *follower* a thread of its own where the cap allows it. The lock is held."""
+        """Give *follower* a thread of its own where it can block and the cap allows it. The lock is held."""
+        if isinstance(follower.query, PreparedQuery):
+            return False
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) >= self.config.max_watches:
             return False

@@ -15,7 +15,7 @@ except for four things that are so on purpose:
     agent.py ─┬─ http.py          sockets and threads of the server
               ├─ checks.py        threads that run HTTP and TCP checks
               └─ api.py           paths, parameters, status codes            pure, from here on
-                  ├─ bodies.py · durations.py · filters.py    what clients send
+                  ├─ bodies.py · filters.py                   what clients send
                   ├─ answers.py                               what they get
                   └─ state.py     the agent's services, checks and clocks
                       └─ catalogue.py · topics.py    what everybody sees, its indexes, and who wakes

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
-from discovery.agent import answers, bodies, durations, filters, topics
+from discovery import durations
+from discovery.agent import answers, bodies, filters, topics
 from discovery.agent.catalogue import Instance
 from discovery.agent.state import SERVER_PORT, State
 from discovery.agent.topics import Topic
@@ -132,9 +133,13 @@ class API:
             "/v1/catalog/register": ("PUT", self._catalogue_register),
             "/v1/catalog/deregister": ("PUT", self._catalogue_deregister),
             "/v1/health/service/": ("GET", self._health_service),
+            "/v1/health/connect/": ("GET", self._health_mesh("connect")),
+            "/v1/health/ingress/": ("GET", self._health_mesh("ingress")),
             "/v1/health/node/": ("GET", self._health_node),
             "/v1/health/checks/": ("GET", self._health_checks),
             "/v1/health/state/": ("GET", self._health_state),
+            "/v1/query": ("GET", self._prepared_queries),
+            "/v1/query/": ("GET", self._prepared_query),
             "/v1/status/leader": ("GET", self._leader),
             "/v1/status/peers": ("GET", self._peers),
         }
@@ -405,6 +410,15 @@ class API:
             ],
         )
 
+    def _health_mesh(self, kind: str) -> _Handler:
+        """Proxies and gateways of a service: registering one is refused, so that there are none."""
+
+        def read(request: Request, name: str, now: float) -> Outcome:
+            _required(name, "Missing service name")
+            return self._read(request, topics.mesh(kind, name), list)
+
+        return read
+
     def _health_node(self, request: Request, node: str, now: float) -> Outcome:
         _required(node, "Missing node name")
         return self._read(
@@ -432,6 +446,15 @@ class API:
                 if status in ("any", row.value.status)
             ],
         )
+
+    # --- prepared queries: there are none
+
+    def _prepared_queries(self, request: Request, _: str, now: float) -> Outcome:
+        return self._read(request, topics.PREPARED_QUERIES, list)
+
+    def _prepared_query(self, request: Request, _: str, now: float) -> Response:
+        self._in_this_dc(request.get("dc"))
+        raise RegistryError("Query not found", status=404)
 
     # --- status
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from discovery.agent import durations
+from discovery import durations
 from discovery.agent.catalogue import CheckRow
 from discovery.errors import RegistryError
 from discovery.model import (

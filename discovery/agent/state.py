@@ -22,7 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from discovery.agent import durations, topics
+from discovery import durations
+from discovery.agent import topics
 from discovery.agent.catalogue import Catalogue, CheckRow
 from discovery.errors import RegistryError
 from discovery.model import (

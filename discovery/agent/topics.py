@@ -9,7 +9,8 @@ A change touches the topics whose answers it alters; a blocking read waits on on
     check of N                                                  S on N  x                    x
     check of S on N                                             x       x            x       x
 
-``agent_service`` is the agent's own view of one service, without the catalogue.
+``agent_service`` is the agent's own view of one service, without the catalogue. ``mesh`` and
+``PREPARED_QUERIES`` are of things that the embedded agent has none of; nothing touches them.
 
 Laws:
 - Pure.
@@ -25,11 +26,13 @@ from discovery.names import fold
 __all__ = [
     "NAMES",
     "NODES",
+    "PREPARED_QUERIES",
     "Topic",
     "agent_service",
     "checks",
     "health",
     "instances",
+    "mesh",
     "node_checks",
     "node_services",
     "state",
@@ -42,6 +45,9 @@ NODES: Final[Topic] = ("nodes", "")
 """``/v1/catalog/nodes``."""
 NAMES: Final[Topic] = ("names", "")
 """``/v1/catalog/services``: wakes on any registration change, even of a port, and never on health."""
+
+PREPARED_QUERIES: Final[Topic] = ("prepared_queries", "")
+"""``/v1/query``."""
 
 
 def node_services(node: str) -> Topic:
@@ -62,6 +68,11 @@ def instances(service: str) -> Topic:
 def health(service: str) -> Topic:
     """``/v1/health/service/<service>``."""
     return ("health", fold(service))
+
+
+def mesh(kind: str, service: str) -> Topic:
+    """``/v1/health/connect/<service>`` and ``/v1/health/ingress/<service>``, by their *kind*."""
+    return (kind, fold(service))
 
 
 def checks(service: str) -> Topic:

@@ -28,7 +28,7 @@ from discovery.errors import (
     RegistryUnavailable,
     RequestRejected,
 )
-from discovery.model import NamesQuery
+from discovery.model import NamesQuery, PreparedQuery
 from tests.discovery.fake import FakeCatalogue, Heard, entry, service
 from tests.tools import wait_until
 
@@ -611,6 +611,18 @@ def test_a_refused_question_that_nobody_asks_any_more_is_dropped(start, catalogu
 
 
 # --- the cap -------------------------------------------------------------------------------------------
+
+
+def test_a_prepared_query_is_polled_since_it_cannot_block(start, catalogue):
+    query, heard = PreparedQuery("q"), Heard()
+    catalogue.set(query, ONE)
+    engine = start()
+    engine.subscribe(query, heard)
+    heard.value(ONE)
+    catalogue.set(query, TWO)
+    heard.value(TWO)
+    assert {ask.index for ask in catalogue.asked(query)} == {0}
+    assert not [name for name in engine_threads() if name.startswith("discovery-watch")]
 
 
 def test_beyond_the_cap_questions_are_polled(start, catalogue):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -11,8 +12,18 @@ from discovery.backends.consul import codec
 from discovery.backends.consul.codec import path_segment, request
 from discovery.backends.consul.transport import Connection, HTTPReply, Pool
 from discovery.config import Config, ConsulConfig
-from discovery.errors import RegistryUnavailable, UnknownResource
-from discovery.model import CheckID, Query, Registration, Reply, ServiceID, Source, Status
+from discovery.errors import AccessDenied, RegistryUnavailable, UnknownResource
+from discovery.model import (
+    CheckID,
+    PreparedQuery,
+    PreparedResult,
+    Query,
+    Registration,
+    Reply,
+    ServiceID,
+    Source,
+    Status,
+)
 
 __all__ = ["Consul", "from_uri"]
 
@@ -42,7 +53,10 @@ class Consul:
         return ConsulReader(self.config)
 
     def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
-        return _reply(query, self._pool.call(codec.query_request(query), timeout=timeout), self.where)
+        call = functools.partial(self._pool.call, timeout=timeout)
+        if isinstance(query, PreparedQuery):
+            return _execute(query, call, self.where)
+        return _reply(query, call(codec.query_request(query)), self.where)
 
     # --- Registry
 
@@ -104,6 +118,8 @@ class ConsulReader:
         self._where = config.url
 
     def read(self, query: Query, *, index: int = 0, wait: float = 0.0, timeout: float = 10.0) -> Reply:
+        if isinstance(query, PreparedQuery):
+            return _execute(query, functools.partial(self._connection.call, timeout=timeout), self._where)
         asked = codec.query_request(query, index=index, wait=wait)
         # Consul adds up to wait/16 of jitter to what it was asked to wait (Consul: "Blocking Queries").
         patience = timeout if not index else wait + wait / 16 + timeout
@@ -128,6 +144,24 @@ def from_uri(uri: str, config: Config) -> Consul:
     _scheme, _, rest = uri.partition("://")
     consul = config.consul if not rest.strip("/") else config.consul.at(uri, origin="the registry URI")
     return Consul(replace(consul, explicit=True))
+
+
+def _execute(query: PreparedQuery, call: Callable[[codec.Request], HTTPReply], where: str) -> Reply:
+    """Execute *query*, and see whether the order of what it finds means anything: the result does not say."""
+    try:
+        reply = _reply(query, call(codec.query_request(query)), where)
+    except UnknownResource:
+        return Reply(PreparedResult(), 0)  # an answer: there is no such query, or not any more
+    result: PreparedResult = reply.value
+    if len(result.entries) > 1:
+        try:
+            ordered = codec.is_ordered(call(codec.definition_request(query)).raw)
+        except (AccessDenied, UnknownResource):
+            ordered = True  # a token may execute what it may not read; an order kept in vain harms least
+        except (KeyError, TypeError) as exc:
+            raise _malformed(where, codec.definition_request(query).target.partition("?")[0], exc) from exc
+        reply = replace(reply, value=replace(result, ordered=ordered))
+    return reply
 
 
 def _reply(query: Query, reply: HTTPReply, where: str) -> Reply:

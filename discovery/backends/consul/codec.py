@@ -5,8 +5,8 @@ Laws:
 - Null and absent are the same: Consul writes both for an empty list or map.
 - A status that Consul may add one day counts as critical: sending traffic to an instance whose state we
   cannot read is the worse mistake.
-- Equal strings and maps of one reply are one object: ten thousand instances share their few node
-  names, tags and metas instead of repeating them.
+- Equal strings, maps and checks of one reply are one object: ten thousand instances share their few nodes,
+  tags, metas and addresses instead of repeating them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sys import intern
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from discovery import durations
 from discovery.errors import (
     AccessDenied,
     DiscoveryError,
@@ -30,13 +31,17 @@ from discovery.model import (
     Address,
     Check,
     CheckID,
+    ConnectQuery,
     FrozenDict,
     HealthCheck,
+    IngressQuery,
     NamesQuery,
     Node,
     NodeName,
     NodeServicesQuery,
     NodesQuery,
+    PreparedQuery,
+    PreparedResult,
     Query,
     Registration,
     ServiceEntry,
@@ -101,6 +106,12 @@ def query_request(query: Query, *, index: int = 0, wait: float = 0.0) -> Request
             path = "catalog/nodes"
         case NodeServicesQuery(node=node):
             path = f"catalog/node/{path_segment(node)}"
+        case ConnectQuery(name=name):
+            path = f"health/connect/{path_segment(name)}"
+        case IngressQuery(name=name):
+            path = f"health/ingress/{path_segment(name)}"
+        case PreparedQuery(name=name):
+            path = f"query/{path_segment(name)}/execute"
     blocking = {"index": str(index), "wait": duration_to_text(wait)} if index else {}
     return request("GET", path, dc=query.dc, near=near, stale="", **blocking)
 
@@ -113,8 +124,8 @@ def query_value(query: Query, raw: Any) -> Any:
     """
     share = _Share()
     match query:
-        case ServiceQuery():
-            return tuple(_entry(row["Node"], row["Service"], row.get("Checks") or (), share) for row in raw)
+        case ServiceQuery() | ConnectQuery() | IngressQuery():
+            return _entries(raw, share)
         case NamesQuery():
             return FrozenDict({ServiceName(intern(name)): share.tags(tags) for name, tags in raw.items()})
         case NodesQuery():
@@ -124,6 +135,28 @@ def query_value(query: Query, raw: Any) -> Any:
                 return ()
             services = raw.get("Services") or {}
             return tuple(_entry(raw["Node"], service, (), share) for service in services.values())
+        case PreparedQuery():
+            ttl = (raw.get("DNS") or {}).get("TTL")
+            return PreparedResult(
+                entries=_entries(raw.get("Nodes") or (), share),
+                service=ServiceName(raw["Service"]),
+                dc=raw.get("Datacenter") or "",
+                ttl=durations.from_text(ttl) if ttl else None,
+            )
+
+
+def definition_request(query: PreparedQuery) -> Request:
+    """Return the request for the definition of *query*, filled in where it is a template."""
+    return request("GET", f"query/{path_segment(query.name)}/explain", dc=query.dc, stale="")
+
+
+def is_ordered(raw_definition: Any) -> bool:
+    """Whether what the query finds comes in the order of its distance.
+
+    Raises:
+        KeyError, TypeError: *raw_definition* has not the shape of Consul's API.
+    """
+    return bool(raw_definition["Query"]["Service"].get("Near"))
 
 
 def value_to_raw(query: Query, value: Any) -> Any:
@@ -150,6 +183,9 @@ class _Share:
         self._nodes: dict[str, Node] = {}
         self._maps: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         self._tags: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._texts: dict[str, str] = {}
+        self._checks: dict[HealthCheck, HealthCheck] = {}
+        self._all_checks: dict[tuple[HealthCheck, ...], tuple[HealthCheck, ...]] = {}
 
     def node(self, raw: Mapping[str, Any]) -> Node:
         name = raw["Node"]
@@ -157,13 +193,16 @@ class _Share:
         if found is None:
             found = self._nodes[name] = Node(
                 name=NodeName(intern(name)),
-                address=raw["Address"],
+                address=self.text(raw["Address"]),
                 dc=intern(raw.get("Datacenter") or ""),
                 id=raw.get("ID") or "",
                 tagged_addresses=self.map(raw.get("TaggedAddresses")),
                 meta=self.map(raw.get("Meta")),
             )
         return found
+
+    def text(self, raw: str | None) -> str:
+        return self._texts.setdefault(raw, raw) if raw else ""
 
     def map(self, raw: Mapping[str, str] | None) -> Mapping[str, str]:
         if not raw:
@@ -176,23 +215,46 @@ class _Share:
         tags = tuple(map(intern, raw))
         return self._tags.setdefault(tags, tags)
 
+    def checks(self, raw_checks: Any) -> tuple[HealthCheck, ...]:
+        each = [_health_check(raw, self) for raw in raw_checks]
+        checks = tuple([self._checks.setdefault(check, check) for check in each])
+        return self._all_checks.setdefault(checks, checks)
+
+
+def _entries(raw_rows: Any, share: _Share) -> tuple[ServiceEntry, ...]:
+    return tuple(_entry(row["Node"], row["Service"], row.get("Checks") or (), share) for row in raw_rows)
+
 
 def _entry(
     raw_node: Mapping[str, Any], raw: Mapping[str, Any], raw_checks: Any, share: _Share
 ) -> ServiceEntry:
     return ServiceEntry(
         node=share.node(raw_node),
-        id=ServiceID(raw["ID"]),
+        id=ServiceID(share.text(raw["ID"])),
         name=ServiceName(intern(raw["Service"])),
-        address=raw.get("Address") or "",
+        address=share.text(raw.get("Address")),
         port=raw.get("Port") or 0,
         tags=share.tags(raw.get("Tags")),
         meta=share.map(raw.get("Meta")),
-        tagged_addresses=_tagged_addresses(raw),
+        tagged_addresses=_other_addresses(raw),
         weights=_weights(raw.get("Weights")),
-        checks=tuple(_health_check(check) for check in raw_checks),
+        checks=share.checks(raw_checks),
         kind=raw.get("Kind") or "",
     )
+
+
+def _other_addresses(raw: Mapping[str, Any]) -> Mapping[str, Address]:
+    """Return the tagged addresses, or none when they all repeat the instance's own address.
+
+    Consul's agent fills them in for every instance that has an address; they would be a third of what
+    ten thousand instances take.
+    """
+    found = (raw.get("TaggedAddresses") or {}).values()
+    if raw.get("Address") and all(
+        (at["Address"], at["Port"]) == (raw["Address"], raw.get("Port") or 0) for at in found
+    ):
+        return _EMPTY
+    return _tagged_addresses(raw)
 
 
 def _tagged_addresses(raw: Mapping[str, Any]) -> Mapping[str, Address]:
@@ -213,13 +275,14 @@ def _weights(raw: Mapping[str, int] | None) -> Weights:
     return Weights(passing=raw.get("Passing") or 1, warning=1 if warning is None else warning)
 
 
-def _health_check(raw: Mapping[str, Any]) -> HealthCheck:
+def _health_check(raw: Mapping[str, Any], share: _Share) -> HealthCheck:
+    service_id = raw.get("ServiceID")
     return HealthCheck(
-        id=CheckID(intern(raw["CheckID"])),
+        id=CheckID(share.text(raw["CheckID"])),
         name=intern(raw.get("Name") or ""),
         status=_STATUSES.get(raw["Status"], "critical"),
-        output=raw.get("Output") or "",
-        service_id=ServiceID(raw["ServiceID"]) if raw.get("ServiceID") else None,
+        output=share.text(raw.get("Output")),
+        service_id=ServiceID(share.text(service_id)) if service_id else None,
     )
 
 

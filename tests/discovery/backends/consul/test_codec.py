@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.agent import durations
+from discovery import durations
 from discovery.backends.consul.codec import (
     check_to_json,
+    definition_request,
     duration_to_text,
     error_of,
+    is_ordered,
     query_request,
     query_value,
     registration_from_json,
@@ -33,11 +35,15 @@ from discovery.errors import (
 from discovery.model import (
     Address,
     Check,
+    ConnectQuery,
     HealthCheck,
+    IngressQuery,
     NamesQuery,
     Node,
     NodeServicesQuery,
     NodesQuery,
+    PreparedQuery,
+    PreparedResult,
     Registration,
     ServiceEntry,
     ServiceQuery,
@@ -154,6 +160,9 @@ def row(**service: Any) -> dict[str, Any]:
         (NamesQuery(), "/v1/catalog/services"),
         (NodesQuery(), "/v1/catalog/nodes"),
         (NodeServicesQuery("host 1/2"), "/v1/catalog/node/host%201%2F2"),
+        (ConnectQuery("a/b"), "/v1/health/connect/a%2Fb"),
+        (IngressQuery("a/b"), "/v1/health/ingress/a%2Fb"),
+        (PreparedQuery("a/b"), "/v1/query/a%2Fb/execute"),
     ],
 )
 def test_a_question_is_asked_in_stale_mode_at_its_path(query, path):
@@ -163,7 +172,18 @@ def test_a_question_is_asked_in_stale_mode_at_its_path(query, path):
     assert parse_qs(parts.query, keep_blank_values=True) == {"stale": [""]}
 
 
-@pytest.mark.parametrize("query", [WEB, NamesQuery(), NodesQuery(), NodeServicesQuery("n")])
+@pytest.mark.parametrize(
+    "query",
+    [
+        WEB,
+        NamesQuery(),
+        NodesQuery(),
+        NodeServicesQuery("n"),
+        ConnectQuery("web"),
+        IngressQuery("web"),
+        PreparedQuery("web"),
+    ],
+)
 def test_a_data_centre_goes_into_the_question(query):
     elsewhere = type(query)(
         *(["web"] if hasattr(query, "name") else ["n"] if hasattr(query, "node") else []), dc="e&w"
@@ -203,6 +223,47 @@ def test_catalogue_answers_become_names_and_nodes():
     )
     assert entry.checks == ()
     assert (entry.id, entry.node) == (ENTRY.id, NODE)
+
+
+@pytest.mark.parametrize("query", [ConnectQuery("web"), IngressQuery("web")])
+def test_proxies_and_gateways_are_entries_of_their_own_names(query):
+    raw = row(ID="web-proxy", Service="web-sidecar-proxy", Kind="connect-proxy")
+    (entry,) = query_value(query, [raw])
+    assert (entry.name, entry.kind, entry.port) == ("web-sidecar-proxy", "connect-proxy", 32768)
+
+
+RAW_RESULT: dict[str, Any] = {
+    "Service": "web",
+    "Nodes": [RAW_ROW],
+    "DNS": {"TTL": "1m30s"},
+    "Datacenter": "dc2",
+    "Failovers": 1,
+    "KnownLeader": True,
+}
+
+
+def test_a_prepared_query_tells_what_it_found_and_where():
+    assert query_value(PreparedQuery("q"), RAW_RESULT) == PreparedResult(
+        entries=(ENTRY,), service="web", dc="dc2", ttl=90.0
+    )
+
+
+@pytest.mark.parametrize("dns", [{"TTL": ""}, {}, None])
+def test_a_prepared_query_may_leave_its_ttl_to_others(dns):
+    assert query_value(PreparedQuery("q"), {**RAW_RESULT, "DNS": dns}).ttl is None
+
+
+@pytest.mark.parametrize("nodes", [[], None])
+def test_a_prepared_query_may_find_nothing(nodes):
+    assert query_value(PreparedQuery("q"), {**RAW_RESULT, "Nodes": nodes}).entries == ()
+
+
+def test_the_definition_of_a_prepared_query_says_whether_its_order_counts():
+    asked = definition_request(PreparedQuery("a/b", "dc2"))
+    assert (asked.method, asked.target) == ("GET", "/v1/query/a%2Fb/explain?dc=dc2&stale=")
+    assert is_ordered({"Query": {"Service": {"Near": "_agent"}}})
+    assert not is_ordered({"Query": {"Service": {"Near": ""}}})
+    assert not is_ordered({"Query": {"Service": {}}})
 
 
 @pytest.mark.parametrize("query", [WEB, NodesQuery()])
@@ -320,6 +381,10 @@ def test_what_was_read_cannot_be_changed():
         (NodesQuery(), [{"Node": "n"}]),
         (NodeServicesQuery("n"), []),
         (NodeServicesQuery("n"), {"Services": {"a": RAW_SERVICE}}),
+        (ConnectQuery("web"), None),
+        (PreparedQuery("q"), None),
+        (PreparedQuery("q"), {"Nodes": []}),
+        (PreparedQuery("q"), {**RAW_RESULT, "DNS": {"TTL": "soon"}}),
     ],
 )
 def test_json_of_another_shape_is_an_error_that_the_caller_expects(query, raw):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.agent import durations
+from discovery import durations
 
 
 @pytest.mark.parametrize(
