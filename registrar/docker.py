@@ -18,8 +18,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import docker
 import docker.errors
@@ -148,6 +150,7 @@ class Docker:
         self._env = dict(os.environ if env is None else env)
         self._timeout = timeout
         self._client: docker.APIClient | None = None
+        self._direct: _Direct | None = None
         self._executing_lock = threading.Lock()
         self._executing: set[requests.Response] = set()
         self._cancelled = False
@@ -173,6 +176,7 @@ class Docker:
         with self._translated():
             _knock(self.where)
             self._client = client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
+            self._direct = _Direct(client, self._timeout)
             raw = client.info()
         return EngineInfo(
             id=raw.get("ID") or "",
@@ -288,20 +292,23 @@ class Docker:
         """Close every connection but those of event streams; idempotent."""
         if self._client is not None:
             self._client.close()
-            self._client = None
+            self._client = self._direct = None
 
     def _inspect(self, container: str) -> Container | None:
-        client = self._connected()
+        direct = self._direct
+        if direct is None:
+            raise self._not_connected()
         with self._translated():
-            try:
-                return Container.from_json(client.inspect_container(container))
-            except docker.errors.NotFound:
-                return None
+            raw = direct.get(f"containers/{quote(container, safe='')}/json")
+        return None if raw is None else Container.from_json(raw)
 
     def _connected(self) -> docker.APIClient:
         if self._client is None:
-            raise DockerUnavailable(f"not connected to Docker at {self.where}")
+            raise self._not_connected()
         return self._client
+
+    def _not_connected(self) -> DockerUnavailable:
+        return DockerUnavailable(f"not connected to Docker at {self.where}")
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -319,6 +326,39 @@ class Docker:
                 f"cannot ask Docker at {self.where}: {reason}; "
                 "is it running, and may this process use its socket?"
             ) from exc
+
+
+class _Direct:
+    """Asks on the SDK's own connections, past the SDK and requests.
+
+    Those cost 0.9 ms of processor time for each call, eight times what the call itself does: with a thousand
+    containers to inspect, that is most of the time to the first registration of the last.
+    """
+
+    def __init__(self, client: docker.APIClient, timeout: float) -> None:
+        url = f"{client.base_url}/v{client.api_version}/"
+        request = client.prepare_request(requests.Request("GET", url))
+        # What the SDK's own calls do with verify, cert and the environment's proxies.
+        given: Any = client.merge_environment_settings(url, {}, False, None, None)
+        adapter: Any = client.get_adapter(url)
+        verify, proxies, cert = given["verify"], given["proxies"], given["cert"]
+        self._pool = adapter.get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+        self._target = adapter.request_url(request, proxies)
+        self._headers = dict(request.headers)
+        self._timeout = timeout
+
+    def get(self, path: str) -> Any:
+        """Return the JSON at *path*, or None where there is no such thing."""
+        target = self._target + path
+        reply = self._pool.urlopen(
+            "GET", target, headers=self._headers, timeout=self._timeout, retries=False, redirect=False
+        )
+        if reply.status == HTTPStatus.NOT_FOUND:
+            return None
+        if reply.status != HTTPStatus.OK:
+            said = reply.data.decode(errors="replace").strip()
+            raise docker.errors.DockerException(f"it answered GET /{path} with HTTP {reply.status}: {said}")
+        return json.loads(reply.data)
 
 
 def _knock(where: str) -> None:
