@@ -1,14 +1,17 @@
 """``SERVICE_CHECK_*`` -> what Consul's agent shall check.
 
     kind (the first given one wins)   what it does
-    HTTP, HTTPS = path                GET of the port; METHOD, HEADER (JSON), BODY, TLS_SKIP_VERIFY
-    CMD = command                     inside the container; its exit code as of the agent's scripts:
+    HTTP, HTTPS = path                GET of the port; METHOD (or HTTP_METHOD, HTTPS_METHOD), HEADER (JSON),
+                                      BODY, TLS_SKIP_VERIFY
+    CMD, DOCKER = command             inside the container; its exit code as of the agent's scripts:
                                       0 passing, 1 warning, else critical
     SCRIPT = command                  on the agent's host; refused without --allow-script-checks
     TTL = duration                    the application reports to the agent itself
     TCP = anything                    the port accepts
-    GRPC = anything or /service       the gRPC health protocol; GRPC_USE_TLS, TLS_SKIP_VERIFY
+    GRPC = anything or /service       the gRPC health protocol; GRPC_USE_TLS = anything, TLS_SKIP_VERIFY
     and for all of them               INTERVAL, TIMEOUT, INITIAL_STATUS, DEREGISTER_AFTER, NAME, NOTES
+
+In DOCKER and SCRIPT, ``$SERVICE_IP`` and ``$SERVICE_PORT`` stand for where the service is reached.
 
 Several checks of one service are numbered: ``SERVICE_CHECK_HTTP``, ``SERVICE_CHECK_2_TCP``,
 ``SERVICE_CHECK_2_INTERVAL``. Each number is a check with settings of its own.
@@ -49,19 +52,18 @@ MIN_PROBE_TTL: Final = 30.0
 """Seconds without news after which a command's check turns critical, at least: a registrar that is
 replaced by a newer one is away for less."""
 _PREFIX: Final = "check_"
-_KINDS: Final = ("http", "https", "cmd", "script", "ttl", "tcp", "grpc")
+_KINDS: Final = ("http", "https", "cmd", "docker", "script", "ttl", "tcp", "grpc")
 _SETTINGS: Final = (
     *("interval", "timeout", "initial_status", "deregister_after", "name", "notes"),
-    *("method", "header", "body", "tls_skip_verify", "grpc_use_tls"),
+    *("method", "http_method", "https_method", "header", "body", "tls_skip_verify", "grpc_use_tls"),
 )
 _NUMBERED: Final = re.compile(r"(\d+)_(.+)\Z")
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _STATUSES: Final = ("passing", "warning", "critical")
-# Go's strconv.ParseBool, which is how Registrator reads these.
 _BOOLEANS: Final = {
-    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
-    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+    **dict.fromkeys(("1", "t", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "f", "false", "no", "off"), False),
 }
 _METHOD: Final = re.compile(r"[A-Z]+\Z")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f]")
@@ -180,7 +182,7 @@ class _Reading:
         made = self._kind(kind)
         if made is None:
             return None
-        if kind not in ("ttl", "cmd"):
+        if kind not in ("ttl", "cmd", "docker"):
             made["interval"] = self._read("interval", parse_duration, DEFAULT_INTERVAL)
             made["timeout"] = self._read("timeout", parse_duration, None)
         return Check(
@@ -198,7 +200,9 @@ class _Reading:
             case "http" | "https":
                 return self._http(kind, text)
             case "cmd":
-                return self._command(text)
+                return self._command(kind, text)
+            case "docker":
+                return self._command(kind, self._interpolated(text))
             case "script":
                 return self._script(text)
             case "ttl":
@@ -213,7 +217,8 @@ class _Reading:
                 service = text if text.startswith("/") else ""
                 return {
                     "grpc": self.target.netloc + service,
-                    "grpc_use_tls": self._read("grpc_use_tls", _boolean, False),
+                    # Any value but a "no", as with Registrator.
+                    "grpc_use_tls": _BOOLEANS.get(self._text("grpc_use_tls").lower() or "no", True),
                     "tls_skip_verify": self._read("tls_skip_verify", _boolean, False),
                 }
 
@@ -229,14 +234,14 @@ class _Reading:
         slash = "" if path.startswith("/") else "/"
         return {
             "http": f"{scheme}://{self.target.netloc}{slash}{path}",
-            "method": self._read("method", _method, None),
+            "method": self._read("method", _method, self._read(f"{scheme}_method", _method, None)),
             "header": self._read("header", _header, None) or MappingProxyType({}),
             "body": self._text("body") or None,
             "tls_skip_verify": self._read("tls_skip_verify", _boolean, False),
         }
 
-    def _command(self, text: str) -> dict[str, Any] | None:
-        args = self._arguments("cmd", text)
+    def _command(self, kind: str, text: str) -> dict[str, Any] | None:
+        args = self._arguments(kind, text)
         if args is None:
             return None
         target = self.target
@@ -260,9 +265,11 @@ class _Reading:
                 "CHECK_CMD runs inside the container",
             )
             return None
-        text = text.replace("$SERVICE_IP", self.target.host).replace("$SERVICE_PORT", str(self.target.port))
-        args = self._arguments("script", text)
+        args = self._arguments("script", self._interpolated(text))
         return None if args is None else {"args": args}
+
+    def _interpolated(self, text: str) -> str:
+        return text.replace("$SERVICE_IP", self.target.host).replace("$SERVICE_PORT", str(self.target.port))
 
     def _arguments(self, name: str, text: str) -> tuple[str, ...] | None:
         try:
@@ -309,9 +316,9 @@ def _status(text: str) -> Status:
 
 
 def _boolean(text: str) -> bool:
-    if text not in _BOOLEANS:
+    if text.lower() not in _BOOLEANS:
         raise ValueError("it is neither true nor false; write true or false")
-    return _BOOLEANS[text]
+    return _BOOLEANS[text.lower()]
 
 
 def _method(text: str) -> str:

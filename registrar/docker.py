@@ -5,6 +5,8 @@ Laws:
 - ``EventStream`` is read by one thread; ``close`` may be called by any, at any time, also before the first
   read.
 - Only ``Type``, ``Action`` and ``Actor`` of an event are read: API 1.52 removed the rest.
+- Podman is asked through its Docker API, and differs: it makes itself a new id for every request, and its
+  ``kill`` events do not tell the signal.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class EngineInfo:
     """Who the engine is."""
 
     id: str
+    """Stays the same for the life of its data; empty where the engine has none (Podman)."""
     name: str
     """The host's name, as Docker knows it."""
     version: str
@@ -178,8 +181,11 @@ class Docker:
             self._client = client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
             self._direct = _Direct(client, self._timeout)
             raw = client.info()
+            components = {component.get("Name") for component in client.version().get("Components") or ()}
         return EngineInfo(
-            id=raw.get("ID") or "",
+            # Podman's id is random with every answer: with it as a part of the owner, the next connection
+            # would find everything of the one before to be somebody else's.
+            id="" if "Podman Engine" in components else raw.get("ID") or "",
             name=raw.get("Name") or "",
             version=raw.get("ServerVersion") or "",
             now=nanoseconds(raw.get("SystemTime") or ""),

@@ -6,6 +6,7 @@
     container:X         X's binding of that port         X's address, inner port
     none                nowhere                          nowhere
     macvlan, ipvlan     not published, so nowhere        container's address, inner port
+    Swarm's ingress     not published, so nowhere        nowhere: its addresses are the routing mesh's own
 
 Laws:
 - Pure.
@@ -30,6 +31,8 @@ from registrar.rules import Rules
 __all__ = ["Place", "find_place", "label_problem"]
 
 NETWORK_LABEL: Final = f"{EXTENSION_PREFIX}network"
+INGRESS: Final = "ingress"
+"""The network of Swarm's routing mesh. What it publishes does not show in the containers of the tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def find_place(container: Container, port: Port, rules: Rules) -> Place | str:
     elif rules.internal:
         place = _inside(container, port, rules, label_address)
     else:
-        place = _published(port, rules)
+        place = _published(container, port, rules)
     if isinstance(place, str):
         return place
     if label_address:
@@ -77,7 +80,7 @@ def _inside(container: Container, port: Port, rules: Rules, label_address: str) 
     networks = {network.name: network for network in container.networks}
     own = "bridge" if container.network_mode in ("default", "") else container.network_mode
     labelled = container.labels.get(NETWORK_LABEL, "")
-    for name in (labelled, rules.network, own, *sorted(networks)):
+    for name in (labelled, rules.network, own, *sorted(networks.keys() - {INGRESS})):
         network = networks.get(name)
         if network and (network.ipv4 or network.ipv6):
             why = f" (label {NETWORK_LABEL})" if name == labelled else ""
@@ -86,13 +89,15 @@ def _inside(container: Container, port: Port, rules: Rules, label_address: str) 
             return Place(network.ipv4 or network.ipv6, port.number, rule)
     if label_address:
         return Place(label_address, port.number, "-internal")
-    return "the container has no address in any network"
+    return f"the container has no address in any network{' but ' + INGRESS if INGRESS in networks else ''}"
 
 
-def _published(port: Port, rules: Rules) -> Place | str:
+def _published(container: Container, port: Port, rules: Rules) -> Place | str:
     if not port.number:
         return Place("", 0, "a service without a port, at the node's address")
     if not port.bindings:
+        if any(network.name == INGRESS for network in container.networks):
+            return "Swarm's routing mesh publishes the port, and not this task (publish it with mode=host)"
         return "the port is not published (-internal registers such ports)"
     usable = _usable(port.bindings, rules)
     if not usable:

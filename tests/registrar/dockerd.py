@@ -19,7 +19,7 @@ import requests
 
 from tests.tools import wait_until
 
-__all__ = ["IMAGE", "OBEDIENT", "Dockerd"]
+__all__ = ["IMAGE", "OBEDIENT", "Dockerd", "busybox"]
 
 IMAGE = "python-micro-service"
 OBEDIENT = ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
@@ -92,7 +92,7 @@ class Dockerd:
         try:
             self.start()
             self.client.api.import_image_from_data(
-                _busybox(), repository=IMAGE, changes=["EXPOSE 5000", 'CMD ["sleep", "1000"]']
+                busybox(), repository=IMAGE, changes=["EXPOSE 5000", 'CMD ["sleep", "1000"]']
             )
         except BaseException:
             self.__exit__(None, None, None)
@@ -142,7 +142,8 @@ def _has_ended(pid: str) -> bool:
     return status.rpartition(")")[2].split()[0] in "ZX"
 
 
-def _busybox() -> bytes:
+def busybox() -> bytes:
+    """Return the layer of an image with a shell and a few commands."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add("/bin/busybox", "bin/busybox")

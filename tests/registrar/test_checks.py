@@ -46,13 +46,25 @@ def one(target: Target = TARGET, /, **values: str) -> Check:
             {"check_http": "/", "check_header": '{"Host": "a", "X-Y": ["b", "c"]}'},
             {"http": "http://10.0.0.1:8080/", "header": {"Host": ("a",), "X-Y": ("b", "c")}},
         ),
+        ({"check_http": "/", "check_http_method": "put"}, {"http": "http://10.0.0.1:8080/", "method": "PUT"}),
+        (
+            {"check_https": "/", "check_https_method": "HEAD", "check_http_method": "PUT"},
+            {"http": "https://10.0.0.1:8080/", "method": "HEAD"},
+        ),
+        (
+            {"check_http": "/", "check_method": "HEAD", "check_http_method": "PUT"},
+            {"http": "http://10.0.0.1:8080/", "method": "HEAD"},
+        ),
+        ({"check_grpc": "1", "check_grpc_use_tls": "yes"}, {"grpc": "10.0.0.1:8080", "grpc_use_tls": True}),
+        ({"check_grpc": "1", "check_grpc_use_tls": "any"}, {"grpc": "10.0.0.1:8080", "grpc_use_tls": True}),
+        ({"check_grpc": "1", "check_grpc_use_tls": "False"}, {"grpc": "10.0.0.1:8080"}),
         (
             {"check_tcp": "1", "check_interval": "1m30s", "check_timeout": "500ms"},
             {"tcp": "10.0.0.1:8080", "interval": 90, "timeout": 0.5},
         ),
         (
-            {"check_tcp": "1", "check_initial_status": "passing", "check_deregister_after": "10m"},
-            {"tcp": "10.0.0.1:8080", "initial_status": "passing", "deregister_after": 600},
+            {"check_tcp": "1", "check_deregister_after": "10m"},
+            {"tcp": "10.0.0.1:8080", "deregister_after": 600},
         ),
         (
             {"check_tcp": "1", "check_name": "accepts", "check_notes": "see wiki"},
@@ -62,6 +74,14 @@ def one(target: Target = TARGET, /, **values: str) -> Check:
 )
 def test_each_kind(values: dict[str, str], expected: dict[str, Any]) -> None:
     assert one(**values) == Check(**{"interval": 10, **expected})
+
+
+@pytest.mark.parametrize("status", ["passing", "warning", "critical"])
+@pytest.mark.parametrize("kind", ["http", "https", "cmd", "ttl", "tcp", "grpc"])
+def test_342_every_kind_of_check_can_begin_with_a_status_of_its_own(kind: str, status: str) -> None:
+    text = "30s" if kind == "ttl" else "/"
+    assert one(**{f"check_{kind}": text, "check_initial_status": status}).initial_status == status
+    assert one(**{f"check_{kind}": text}).initial_status is None
 
 
 def test_a_ttl_check_has_no_interval() -> None:
@@ -93,7 +113,7 @@ def test_the_first_kind_wins_and_the_others_are_told(winner: str, losers: list[s
     assert all("number a second one, as in CHECK_2_TCP" in problem for problem in problems)
 
 
-def test_numbered_checks_have_settings_of_their_own() -> None:
+def test_430_several_checks_have_settings_of_their_own() -> None:
     checks, problems = parse(
         check_http="/health",
         check_2_tcp="1",
@@ -129,13 +149,22 @@ def test_414_338_424_a_command_runs_inside_the_container() -> None:
     )
 
 
-def test_a_script_runs_only_where_it_is_allowed() -> None:
-    text = "curl -s http://$SERVICE_IP:$SERVICE_PORT/ping"
+def test_a_command_may_be_called_docker_and_knows_where_the_service_is() -> None:
+    metadata = {"check_docker": Value("nc $SERVICE_IP $SERVICE_PORT", "label SERVICE_CHECK_DOCKER")}
+    (check,), (probe,), problems = parse_checks(metadata, TARGET)
+    assert problems == ()
+    assert check == Check(id=CheckID("s:command"), ttl=60, notes="nc 10.0.0.1 8080")
+    assert probe.args == ("nc", "10.0.0.1", "8080")
+
+
+def test_637_687_233_a_script_is_split_into_words_and_runs_only_where_it_is_allowed() -> None:
+    text = "curl -s http://$SERVICE_IP:$SERVICE_PORT/ping -H 'a: b'"
     checks, problems = parse(check_script=text)
     assert checks == ()
     assert "--allow-script-checks" in problems[0]
     allowed = Target("web", ContainerID("c0ffee"), ServiceID("s"), "10.0.0.1", 8080, allow_scripts=True)
-    assert one(allowed, check_script=text).args == ("curl", "-s", "http://10.0.0.1:8080/ping")
+    check = one(allowed, check_script=text)
+    assert check.args == ("curl", "-s", "http://10.0.0.1:8080/ping", "-H", "a: b")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +178,7 @@ def test_a_script_runs_only_where_it_is_allowed() -> None:
         ({"check_http": "/", "check_header": "Host: a"}, "it is no header; write JSON"),
         ({"check_http": "/", "check_header": "[1]"}, "it is no header; write JSON"),
         ({"check_http": "/", "check_header": '{"a": 1}'}, "it is no header; write JSON"),
-        ({"check_https": "/", "check_tls_skip_verify": "yes"}, "it is neither true nor false"),
+        ({"check_https": "/", "check_tls_skip_verify": "treu"}, "it is neither true nor false"),
         ({"check_tcp": "1", "check_intervall": "1s"}, "there is no such setting of a check; known: INTERVAL"),
         (
             {"check_tcp": "1", "check_frobnicate": "1"},

@@ -214,7 +214,9 @@ def test_a_container_may_have_only_the_names_that_are_allowed() -> None:
     ("labels", "wanted"),
     [({}, False), ({"team": "blue"}, False), ({"team": "red"}, False), ({"team": "red", "public": ""}, True)],
 )
-def test_only_containers_with_the_labels_are_registered(labels: dict[str, str], wanted: bool) -> None:
+def test_298_462_198_170_302_only_containers_with_the_labels_are_registered(
+    labels: dict[str, str], wanted: bool
+) -> None:
     rules = Rules(label_filter=(("team", "red"), ("public", None)))
     made = decision(rules, publish=PUBLISHED, labels=labels)
     assert (made.registration is not None) is wanted
@@ -312,6 +314,33 @@ def test_38_42_465_487_576_a_service_needs_no_port() -> None:
     assert (published.id, published.address, published.port) == ("host-1:web:0", "", 0)
     inside = registered(INTERNAL, port="0/tcp", labels=labels)
     assert (inside.address, inside.port) == ("172.17.0.2", 0)
+
+
+def test_298_462_198_170_302_a_range_of_ports_can_be_ignored() -> None:
+    publish = {f"{port}/tcp": [("0.0.0.0", port)] for port in (80, 10000, 10001, 20000, 20001)}
+    desired = decided(publish=publish, env={"SERVICE_10000-20000_IGNORE": "1", "SERVICE_10001_IGNORE": ""})
+    assert [registration.port for registration in desired.registrations] == [80, 10001, 20001]
+
+
+SWARM = {"com.docker.swarm.service.name": "shop", "com.docker.swarm.task.name": "shop.1.k3x"}
+
+
+def test_443_567_607_588_a_task_of_a_swarm_is_a_container_with_an_odd_name() -> None:
+    task: dict[str, Any] = {"name": "shop.1.k3x", "labels": SWARM, "image": "web:1@sha256:" + "a" * 64}
+    rules = Rules(tags=("{label:com.docker.swarm.service.name}",))
+    registration = registered(rules, publish=PUBLISHED, **task)
+    assert (registration.id, registration.name) == ("host-1:shop.1.k3x:80", "web")
+    assert (registration.port, registration.tags) == (32768, ("shop",))
+
+
+def test_443_567_607_588_what_the_routing_mesh_publishes_is_no_port_of_the_task() -> None:
+    mesh: dict[str, Any] = {"expose": ["80/tcp"], "labels": SWARM, "networks": {"ingress": "10.0.0.4"}}
+    assert "routing mesh" in reason(**mesh)
+    assert reason(INTERNAL, **mesh) == "the container has no address in any network but ingress"
+    mesh["networks"] |= {"shop": "10.0.1.3"}
+    assert registered(INTERNAL, **mesh).address == "10.0.1.3"
+    # Who names it is taken at their word.
+    assert registered(replace(INTERNAL, network="ingress"), **mesh).address == "10.0.0.4"
 
 
 @pytest.mark.parametrize("rules", [Rules(), INTERNAL])

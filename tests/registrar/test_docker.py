@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from docker.types import EndpointSpec
 
 from discovery.backends import open_backend
 from discovery.config import Config
@@ -288,6 +289,13 @@ def test_a_network_event_names_the_container(engine: Docker, dockerd: Dockerd) -
 
 
 @pytest.fixture
+def own_dockerd(shared_dockerd: Dockerd) -> Iterator[Dockerd]:
+    """A daemon that a test may turn into something else; asking for the shared one checks the tools."""
+    with Dockerd() as own:
+        yield own
+
+
+@pytest.fixture
 def loop(dockerd: Dockerd, consul_agent: ConsulAgent) -> Iterator[Callable[..., Running]]:
     """Start a reconciler between the real dockerd and a real Consul."""
     started: list[tuple[Running, Any, Docker]] = []
@@ -409,6 +417,39 @@ def test_377_dockerd_killed_and_started_again(
     see(consul_agent)
     dockerd.run("new", publish_all_ports=True)
     see(consul_agent, new=published(dockerd, "new"))
+
+
+def test_443_567_607_588_the_tasks_of_a_swarm_in_consul(
+    consul_agent: ConsulAgent, own_dockerd: Dockerd
+) -> None:
+    api = own_dockerd.client
+    api.swarm.init(advertise_addr="127.0.0.1:2377", listen_addr="127.0.0.1:2377")
+
+    def create(name: str, mode: str | None, host_port: int) -> Any:
+        ports = {host_port: (5000, "tcp", mode)}
+        return api.services.create(
+            IMAGE, name=name, command=OBEDIENT[0], args=OBEDIENT[1:], endpoint_spec=EndpointSpec(ports=ports)
+        )
+
+    def running_tasks(service: Any) -> list[dict[str, Any]]:
+        return [task for task in service.tasks() if task["Status"]["State"] == "running"]
+
+    with (
+        closing(open_backend(consul_agent.uri, Config())) as backend,
+        closing(Docker(own_dockerd.env)) as engine,
+        Running(engine, backend, rules=Rules(tags=("{label:com.docker.swarm.service.name}",))) as running,
+    ):
+        shop = create("shop", "host", 8080)
+        (task,) = wait_until(lambda: running_tasks(shop), 60)
+        service_id = f"host-1:shop.1.{task['ID']}:5000"
+        wait_until(lambda: table(consul_agent) == {service_id: 8080})
+        assert consul_agent.request("GET", "/v1/agent/services")[service_id]["Tags"] == ["shop"]
+        mesh = create("mesh", None, 8081)
+        wait_until(lambda: running_tasks(mesh), 60)
+        running.settle()
+        assert table(consul_agent) == {service_id: 8080}
+        shop.remove()
+        wait_until(lambda: table(consul_agent) == {})
 
 
 def test_nothing_is_written_when_nothing_differs(

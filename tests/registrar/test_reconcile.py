@@ -593,7 +593,7 @@ def test_73_87_what_starts_while_everything_begins_is_not_missed(
     see(registry, *(f"web{number}:80" for number in range(20)))
 
 
-def test_325_339_a_missed_event_is_found_by_the_resync(
+def test_325_339_712_a_missed_event_is_found_by_the_resync(
     docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("registrar.reconcile.PROBE_INTERVAL", 0.05)
@@ -771,7 +771,7 @@ def test_our_own_fault_costs_one_container_and_is_seen(
     wait_until(lambda: lines(log, f"cannot look at container {container_id('bad')[:12]}"))
 
 
-def test_memory_is_flat(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
+def test_537_memory_is_flat(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
     running = start()
     reconciler = running.reconciler
     for number in range(300):
