@@ -227,7 +227,7 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
         raise Unusable(f"-ttl={ttl} and -ttl-refresh={refresh}: give both, or neither")
     if ttl > 0 and ttl <= refresh:
         raise Unusable(f"-ttl={ttl} must be greater than -ttl-refresh={refresh}")
-    retry_interval = _whole("-retry-interval", arguments.retry_interval)
+    retry_interval = _whole("-retry-interval", arguments.retry_interval, minimum=None)
     if retry_interval <= 0:
         raise Unusable(f"-retry-interval={retry_interval} must be greater than 0 milliseconds")
     attempts = arguments.retry_attempts
@@ -257,7 +257,10 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
             heartbeat=float(ttl),
         ),
         owner=arguments.owner,
-        resync=None if arguments.resync is None else float(_whole("-resync", arguments.resync)),
+        # Below 0 is never, too: Registrator starts no timer then.
+        resync=None
+        if arguments.resync is None
+        else max(0.0, _whole("-resync", arguments.resync, minimum=None)),
         retry_attempts=retry_attempts,
         retry_interval=retry_interval / 1000,
         heartbeat_interval=float(refresh),
@@ -279,13 +282,12 @@ def _switch(group: Any, name: str, text: str) -> None:
     group.add_argument(f"--{name}", action="store_true", help=text)
 
 
-def _whole(option: str, raw: str, *, minimum: int = 0) -> int:
+def _whole(option: str, raw: str, *, minimum: int | None = 0) -> int:
     try:
         number = int(raw)
     except ValueError:
         raise ConfigurationError(f"{option}={raw!r} is not a whole number; write for example 30") from None
-    # The interval has a sentence of its own.
-    if number < minimum and option != "-retry-interval":
+    if minimum is not None and number < minimum:
         raise ConfigurationError(f"{option}={number} is not possible; give at least {minimum}")
     return number
 

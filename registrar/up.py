@@ -60,7 +60,11 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigurationError: an option cannot be used, or an address cannot be bound.
     """
-    parser = Parser(prog="registrar up", description="Registrar and resolver of one host in one process.")
+    parser = Parser(
+        prog="registrar up",
+        description="Registrar and resolver of one host in one process.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--dns",
         action="append",

@@ -47,20 +47,32 @@ def test_wrong_usage_is_one_sentence_and_exit_2(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["", "run ", "up ", "plan ", "explain web "])
 @pytest.mark.parametrize(
-    "line",
+    ("options", "code"),
     [
-        "-ttl 60 consul://127.0.0.1:1",
-        "-ttl 30 -ttl-refresh 60 consul://127.0.0.1:1",
-        "-retry-interval 0 consul://127.0.0.1:1",
-        "-deregister sometimes consul://127.0.0.1:1",
+        # Values that are read and then contradict each other or the program: Registrator ends with 1 ...
+        ("-ttl 60", 1),
+        ("-ttl-refresh 60", 1),
+        ("-ttl 30 -ttl-refresh 30", 1),
+        ("-ttl 30 -ttl-refresh 60", 1),
+        ("-retry-interval 0", 1),
+        ("-deregister sometimes", 1),
+        # ... and with 2 at what cannot be read at all.
+        ("-ttl soon", 2),
+        ("-internal=maybe", 2),
+        ("-frobnicate", 2),
+        ("-intern", 2),
     ],
 )
-def test_what_registrator_refuses_with_exit_1_is_refused_so(
-    line: str, capsys: pytest.CaptureFixture[str]
+def test_every_command_refuses_what_registrator_refuses_with_its_exit_code(
+    command: str, options: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(line.split()) == 1
-    assert capsys.readouterr().err.startswith("registrar: -")
+    assert main(f"{command}{options} consul://127.0.0.1:1".split()) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("registrar: ")
+    assert printed.err.count("\n") == 1
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

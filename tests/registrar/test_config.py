@@ -68,6 +68,7 @@ def test_options_that_are_rules(options: str, expected: Rules) -> None:
     [
         ("-resync 30", "resync_interval", 30),
         ("-resync 0", "resync_interval", 0),
+        ("-resync -1", "resync_interval", 0),
         ("-retry-attempts -1", "retry_attempts", -1),
         ("-retry-attempts=0", "retry_attempts", 0),
         ("-retry-interval 500", "retry_interval", 0.5),
@@ -93,7 +94,7 @@ def test_other_options(options: str, field: str, value: Any) -> None:
         ("-retry-interval 0", "must be greater than 0 milliseconds"),
         ("-retry-interval -5", "must be greater than 0 milliseconds"),
         ("-retry-attempts -2", "-retry-attempts=-2 is not possible"),
-        ("-resync -1", "-resync=-1 is not possible"),
+        ("-ttl -1 -ttl-refresh 1", "-ttl=-1 is not possible"),
         ("-deregister never-ever", "-deregister='never-ever' must be"),
         ("--keep-failed 10", "--keep-failed='10': it is not a duration; write a number with its unit"),
         ("--metrics 9100", "--metrics='9100' is no address; write for example 127.0.0.1:9100"),
