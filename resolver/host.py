@@ -14,7 +14,7 @@ import resource
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Final
 
@@ -32,20 +32,22 @@ _NOBODY: Final = "nobody"
 
 
 def networks_of(hosts: Iterable[str]) -> tuple[Network, ...]:
-    """Return loopback and the networks of the interfaces that have these addresses.
+    """Return loopback, the networks of the interfaces that have these addresses, and this host itself.
 
-    A wildcard address stands for all interfaces.
+    A wildcard address stands for all interfaces. The host itself, because Docker's masquerading gives what it
+    asks at docker0 the address of another of its interfaces for a source.
     """
-    addresses = [ip_address(host) for host in hosts]
-    found = list(LOOPBACK)
-    for interface in _interfaces():
-        listens = any(
-            interface.version == address.version and (address.is_unspecified or interface.ip == address)
-            for address in addresses
-        )
-        if listens and interface.network not in found:
-            found.append(interface.network)
-    return tuple(found)
+    addresses = [address for host in hosts if not (address := ip_address(host)).is_loopback]
+    interfaces = [
+        one for one in _interfaces() if any(one.version == address.version for address in addresses)
+    ]
+    ours: list[Network] = [ip_network(interface.ip) for interface in interfaces]
+    listening = [
+        interface.network
+        for interface in interfaces
+        if any(address.is_unspecified or interface.ip == address for address in addresses)
+    ]
+    return tuple(dict.fromkeys([*LOOPBACK, *ours, *listening]))
 
 
 def _interfaces() -> Iterator[IPv4Interface | IPv6Interface]:

@@ -26,6 +26,14 @@ def test_a_wildcard_stands_for_every_interface() -> None:
         assert networks_of([address])[-1] in found
 
 
+def test_the_host_itself_may_ask_from_any_of_its_addresses() -> None:
+    """Docker's masquerading gives what it asks at docker0 the address of another interface."""
+    route = subprocess.run(["ip", "-4", "-o", "address"], capture_output=True, text=True, check=False)
+    addresses = [line.split()[3].partition("/")[0] for line in route.stdout.splitlines()]
+    for address in addresses:
+        assert any(ip_address(address) in network for network in networks_of(["192.0.2.255"]))
+
+
 CODE = """
 import os, sys
 sys.path.insert(0, {path!r})
