@@ -1,6 +1,6 @@
 # `make` lists what there is. Everything runs from a fresh clone: the environment is made on first use.
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fuzz lint bench bench-smoke image three-hosts three-hosts-down clean
+.PHONY: help demo up test fuzz lint docs bench bench-smoke image three-hosts three-hosts-down clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -41,7 +41,11 @@ lint: .venv/.pyright ## style, types and import rules
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/python tools/check-pyright
+	$(bin)/python tools/make-reference --check
 	$(bin)/lint-imports
+
+docs: $(ready) ## write docs/client-reference.md anew, from the docstrings
+	@$(bin)/python tools/make-reference
 
 bench: .venv/.peers ## the benchmarks, side by side with peers
 	@for benchmark in $(benchmarks); do $(bin)/python $$benchmark; done

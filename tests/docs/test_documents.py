@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -44,21 +45,33 @@ class Hello(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An embedded agent that CONSUL_HTTP_ADDR names, with two instances of the service the pages speak of."""
+@contextmanager
+def hello() -> Iterator[int]:
+    """A server that says hello; gives its port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hello)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An embedded agent that CONSUL_HTTP_ADDR names, with two instances of the service the pages speak of."""
+    with ExitStack() as stack:
+        ports = [stack.enter_context(hello()) for _ in range(2)]
         with Agent(http=("127.0.0.1", 0)) as agent:
             backend = open_backend(agent.uri, Config())
-            for n, tags in enumerate([("v1",), ("v2",)]):
+            for n, (port, tags) in enumerate(zip(ports, [("v1",), ("v2",)], strict=True)):
                 backend.register(
                     Registration(
                         ServiceID(f"python-micro-service-{n}"),
                         ServiceName("python-micro-service"),
-                        port=server.server_port,
+                        port=port,
                         tags=tags,
                     )
                 )
@@ -68,10 +81,6 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             yield
             if discovery.client._default is not None:
                 discovery.client._default.close()
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
