@@ -342,7 +342,7 @@ class _Attributes:
     """The attributes of one ``Instance``.
 
     Objects of an ordinary class share the keys of their dictionaries, those of a kind of tuple do not: each
-    instance would take 80 octets more (Python 3.11; 240 in 3.12), and 10,000 of them not fit into 5 MB.
+    instance would take 80 octets more (240 from Python 3.12 on), and 10,000 of them would not fit into 5 MB.
     """
 
     def __init__(self, entry: ServiceEntry, source: Source, stale: bool) -> None:

@@ -184,8 +184,8 @@ class _Share:
         self._maps: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         self._tags: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._texts: dict[str, str] = {}
-        self._checks: dict[HealthCheck, HealthCheck] = {}
-        self._all_checks: dict[tuple[HealthCheck, ...], tuple[HealthCheck, ...]] = {}
+        self._checks: dict[object, HealthCheck] = {}
+        self._of_nodes: dict[tuple[HealthCheck, ...], tuple[HealthCheck, ...]] = {}
 
     def node(self, raw: Mapping[str, Any]) -> Node:
         name = raw["Node"]
@@ -216,9 +216,19 @@ class _Share:
         return self._tags.setdefault(tags, tags)
 
     def checks(self, raw_checks: Any) -> tuple[HealthCheck, ...]:
-        each = [_health_check(raw, self) for raw in raw_checks]
-        checks = tuple([self._checks.setdefault(check, check) for check in each])
-        return self._all_checks.setdefault(checks, checks)
+        checks = tuple(map(self._check, raw_checks))
+        if any(check.service_id for check in checks):
+            return checks  # no other instance has the same
+        return self._of_nodes.setdefault(checks, checks)
+
+    def _check(self, raw: Mapping[str, Any]) -> HealthCheck:
+        if raw.get("ServiceID"):
+            return _health_check(raw, self)
+        key = raw["CheckID"], raw.get("Name"), raw["Status"], raw.get("Output")
+        found = self._checks.get(key)
+        if found is None:
+            found = self._checks[key] = _health_check(raw, self)
+        return found
 
 
 def _entries(raw_rows: Any, share: _Share) -> tuple[ServiceEntry, ...]:

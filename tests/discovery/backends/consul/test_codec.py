@@ -347,11 +347,32 @@ def test_equal_parts_of_one_reply_are_one_object():
         lambda entry: entry.name,
         lambda entry: entry.tags,
         lambda entry: entry.meta,
-        lambda entry: entry.checks[0].name,
+        lambda entry: entry.address,
+        lambda entry: entry.checks[0],
     ):
         assert share(one) is share(two) is share(three)
     bare = query_value(WEB, [row(Meta=None), row(Meta={})])
     assert bare[0].meta is bare[1].meta
+    alone = json.loads(json.dumps([{**RAW_ROW, "Checks": [RAW_SERF]}, {**RAW_ROW, "Checks": [RAW_SERF]}]))
+    one, two, checked = query_value(WEB, [*alone, RAW_ROW])
+    assert one.checks is two.checks
+    assert checked.checks[0] is one.checks[0]
+    assert checked.checks[1].service_id is checked.id
+
+
+def test_tagged_addresses_that_repeat_the_address_are_not_kept():
+    own, other = {"Address": "10.0.0.1", "Port": 32768}, {"Address": "192.0.2.1", "Port": 32768}
+    here, elsewhere = Address("10.0.0.1", 32768), Address("192.0.2.1", 32768)
+    for raw, kept in (
+        ({"lan_ipv4": own, "wan_ipv4": own}, {}),
+        ({"lan_ipv4": own, "wan": other}, {"lan_ipv4": here, "wan": elsewhere}),
+        ({"lan_ipv4": {**own, "Port": 1}}, {"lan_ipv4": Address("10.0.0.1", 1)}),
+    ):
+        (entry,) = query_value(WEB, [row(TaggedAddresses=raw)])
+        assert entry.tagged_addresses == kept
+    nothing = {"Address": "", "Port": 0}
+    (nowhere,) = query_value(WEB, [row(**nothing, TaggedAddresses={"lan": nothing})])
+    assert nowhere.tagged_addresses == {"lan": Address("", 0)}
 
 
 def test_what_was_read_cannot_be_changed():
