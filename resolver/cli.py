@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         "--allow",
         action="append",
         metavar="CIDR",
-        help="who may ask; repeatable; default: loopback and the networks of the interfaces listened on",
+        help="who may ask; repeatable; default: this host, what is behind its bridges (Docker's networks), "
+        "and the networks of the interfaces listened on",
     )
     run.add_argument(
         "--rate", type=int, metavar="N", help="requests a second from one address; 0: any number"

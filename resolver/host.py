@@ -1,4 +1,4 @@
-"""This host: the networks of its interfaces, and giving up root.
+"""This host: its networks, who is on it, and giving up root.
 
 Laws: Linux first; what another system cannot tell is left out, never guessed.
 """
@@ -13,45 +13,112 @@ import pwd
 import resource
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 from typing import Final
 
 from discovery.errors import ConfigurationError
 from resolver.policy import LOOPBACK, Network
 
-__all__ = ["become", "networks_of", "raise_descriptor_limit"]
+__all__ = ["Inhabitants", "become", "networks_of", "raise_descriptor_limit"]
 
 log = logging.getLogger("resolver")
 
 _SIOCGIFADDR: Final = 0x8915
 _SIOCGIFNETMASK: Final = 0x891B
 _IF_INET6: Final = Path("/proc/net/if_inet6")
+_ROUTES: Final = (
+    (Path("/proc/net/route"), 1, "0" * 8, 0),
+    (Path("/proc/net/ipv6_route"), 0, "0" * 32, 9),
+)
+"""Where the kernel tells its routes, the column of the destination, a default route's, and the column of the
+interface."""
+_BRIDGE: Final = "/sys/class/net/{}/bridge"
+_BRIDGES_KEPT: Final = 1.0  # s
 _NOBODY: Final = "nobody"
 
 
 def networks_of(hosts: Iterable[str]) -> tuple[Network, ...]:
-    """Return loopback, the networks of the interfaces that have these addresses, and this host itself.
+    """Return loopback and the networks of the interfaces that have these addresses.
 
-    A wildcard address stands for all interfaces. The host itself, because Docker's masquerading gives what it
-    asks at docker0 the address of another of its interfaces for a source.
+    A wildcard address stands for all interfaces.
     """
-    addresses = [address for host in hosts if not (address := ip_address(host)).is_loopback]
-    interfaces = [
-        one for one in _interfaces() if any(one.version == address.version for address in addresses)
-    ]
-    ours: list[Network] = [ip_network(interface.ip) for interface in interfaces]
-    listening = [
-        interface.network
-        for interface in interfaces
-        if any(address.is_unspecified or interface.ip == address for address in addresses)
-    ]
-    return tuple(dict.fromkeys([*LOOPBACK, *ours, *listening]))
+    addresses = [ip_address(host) for host in hosts]
+    found = list(LOOPBACK)
+    for _, interface in _interfaces():
+        listens = any(
+            interface.version == address.version and (address.is_unspecified or interface.ip == address)
+            for address in addresses
+        )
+        if listens and interface.network not in found:
+            found.append(interface.network)
+    return tuple(found)
 
 
-def _interfaces() -> Iterator[IPv4Interface | IPv6Interface]:
-    """Every address of this host with its network."""
+class Inhabitants:
+    """Who is on this host: the host itself, and what is behind its bridges, as Docker's networks are.
+
+    Docker's networks come and go with every ``docker compose up``, and their containers ask with addresses
+    of their own. The host itself may come with any of its addresses: what it asks at docker0 passes Docker's
+    masquerading, which gives it the address of another interface.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Look when first asked.
+
+        Args:
+            clock: monotonic seconds.
+        """
+        self._clock = clock
+        self._bridges: tuple[Network, ...] = ()
+        self._looked_at = float("-inf")
+
+    def has(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether *address* is on this host."""
+        now = self._clock()
+        if now - self._looked_at >= _BRIDGES_KEPT:
+            self._looked_at = now
+            self._bridges = tuple(_bridges())
+        bridged = any(address.version == network.version and address in network for network in self._bridges)
+        return bridged or _is_own(address)
+
+
+def _bridges() -> Iterator[Network]:
+    """The networks of this host's bridges, but for those that lead to the world outside."""
+    outward = _outward()
+    for name, interface in _interfaces():
+        if name not in outward and Path(_BRIDGE.format(name)).is_dir():
+            yield interface.network
+
+
+def _outward() -> set[str]:
+    """The interfaces of the default routes."""
+    names = set()
+    for path, destination, default, name in _ROUTES:
+        try:
+            lines = path.read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue  # no such protocol, or not a system that shows it
+        names |= {fields[name] for line in lines if (fields := line.split())[destination] == default}
+    return names
+
+
+def _is_own(address: IPv4Address | IPv6Address) -> bool:
+    """Whether this host has *address*, which is when it can be bound."""
+    if address.is_multicast or address.is_unspecified:
+        return False  # these can be bound, too
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+def _interfaces() -> Iterator[tuple[str, IPv4Interface | IPv6Interface]]:
+    """Every interface with its address and network; one with several IPv6 addresses several times."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
@@ -60,15 +127,14 @@ def _interfaces() -> Iterator[IPv4Interface | IPv6Interface]:
                 mask = fcntl.ioctl(sock, _SIOCGIFNETMASK, request)[20:24]
             except OSError:
                 continue  # no IPv4 address, or not a system that has these calls
-            interface = ip_interface(f"{socket.inet_ntoa(address)}/{socket.inet_ntoa(mask)}")
-            yield interface
+            yield name, IPv4Interface(f"{socket.inet_ntoa(address)}/{socket.inet_ntoa(mask)}")
     try:
         lines = _IF_INET6.read_text(encoding="ascii").splitlines()
     except OSError:
         return  # no IPv6
     for line in lines:
-        digits, _, prefix, *_ = line.split()
-        yield IPv6Interface((int(digits, 16), int(prefix, 16)))
+        digits, _, prefix, *_, name = line.split()
+        yield name, IPv6Interface((int(digits, 16), int(prefix, 16)))
 
 
 def become(user: str | None) -> None:

@@ -5,7 +5,7 @@
 
 Laws:
 - Pure: seconds pass by ``tick``.
-- An open resolver is a weapon for others: who is not from an allowed network gets REFUSED and nothing more.
+- An open resolver is a weapon for others: who may not ask gets REFUSED and nothing more.
 - The common case costs one look-up and one call: a second's credits are an iterator that ends.
 - Bounded whatever source addresses are forged: only allowed networks take memory, and only so much of it.
 """
@@ -16,7 +16,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 __all__ = ["LOOPBACK", "Network", "Policy", "Verdict"]
@@ -41,20 +41,28 @@ class Verdict(Enum):
 class Policy:
     """Decides by source address."""
 
-    def __init__(self, networks: Iterable[Network], *, rate: int) -> None:
+    def __init__(
+        self,
+        networks: Iterable[Network],
+        *,
+        rate: int,
+        also: Callable[[IPv4Address | IPv6Address], bool] = lambda address: False,
+    ) -> None:
         """Admit *networks*.
 
         Args:
+            also: who is admitted, too; called for each request from outside *networks* until it says yes.
             rate: requests that one source may make in a second; 0: any number. Loopback is exempt: who is on
                 this host has better ways to harm it.
         """
         self.networks = tuple(networks)
+        self._also = also
         self.credits: dict[str, Callable[[], None]] = {}
         self.excessive = 0
         """Requests beyond the limit so far."""
         self._rate = rate
         self._credits: dict[str, itertools.repeat[None]] = {}
-        self._sources: dict[str, bool] = {}
+        self._admitted: set[str] = set()
         self._unlimited = itertools.repeat(None).__next__
 
     def judge(self, source: str) -> Verdict:
@@ -62,15 +70,13 @@ class Policy:
         if source in self.credits:
             self.excessive += 1
             return Verdict.EXCESSIVE
-        allowed = self._sources.get(source)
-        if allowed is None:
-            allowed = self.allows(source)
-            if len(self._sources) >= _MAX_SOURCES:
-                self._sources.clear()
+        if source not in self._admitted:
+            if not self.allows(source):
+                return Verdict.FOREIGN
+            if len(self._admitted) >= _MAX_SOURCES:
+                self._admitted.clear()
                 self.tick()
-            self._sources[source] = allowed
-        if not allowed:
-            return Verdict.FOREIGN
+            self._admitted.add(source)
         if self._rate and not _within(source, LOOPBACK):
             # One is taken now, for this request.
             credit = self._credits[source] = itertools.repeat(None, self._rate - 1)
@@ -80,8 +86,8 @@ class Policy:
         return Verdict.ADMITTED
 
     def allows(self, source: str) -> bool:
-        """Whether *source* is in an allowed network."""
-        return _within(source, self.networks)
+        """Whether *source* may ask."""
+        return _within(source, self.networks) or self._also(_address(source))
 
     def tick(self) -> None:
         """A second has passed: everybody has full credit again."""
@@ -94,8 +100,13 @@ class Policy:
         return max(spent.items(), key=operator.itemgetter(1), default=("", 0))
 
 
-def _within(source: str, networks: Iterable[Network]) -> bool:
+def _address(source: str) -> IPv4Address | IPv6Address:
     address = ip_address(source.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+        return address.ipv4_mapped
+    return address
+
+
+def _within(source: str, networks: Iterable[Network]) -> bool:
+    address = _address(source)
     return any(address.version == network.version and address in network for network in networks)

@@ -23,6 +23,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -186,12 +187,8 @@ class Resolver:
     async def _serve(self, serving: Callable[[], None]) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        allowed = self._settings.allow
-        if allowed is None:
-            allowed = host.networks_of(endpoint.host for endpoint in self.addresses)
-        policy = Policy(allowed, rate=self._settings.rate)
         service = Service(
-            self._settings, self._backend, self._config, self.addresses, policy, self._tls, loop
+            self._settings, self._backend, self._config, self.addresses, self._policy(), self._tls, loop
         )
         servers: list[asyncio.Server] = []
         try:
@@ -211,6 +208,13 @@ class Resolver:
                 server.close()
             await service.close()
             self._close_sockets()
+
+    def _policy(self) -> Policy:
+        allowed, rate = self._settings.allow, self._settings.rate
+        if allowed is not None:
+            return Policy(allowed, rate=rate)
+        networks = host.networks_of(endpoint.host for endpoint in self.addresses)
+        return Policy(networks, rate=rate, also=host.Inhabitants(time.monotonic).has)
 
     # Workers -----------------------------------------------------------------------------------------------
 

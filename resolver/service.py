@@ -133,7 +133,7 @@ class Service:
             now = self.loop.time()
             if now - self._foreign_told_at >= _FOREIGN_TOLD:
                 self._foreign_told_at = now
-                log.warning("%s is refused: it is in no network of --allow", source)
+                log.warning("%s is refused; --allow says who may ask, and it is not among them", source)
             if query is not None:
                 send(wire.refuse(query, wire.REFUSED))
         elif transport == "udp" and isinstance(query, wire.Query) and self.policy.excessive % 2:

@@ -26,12 +26,47 @@ def test_a_wildcard_stands_for_every_interface() -> None:
         assert networks_of([address])[-1] in found
 
 
-def test_the_host_itself_may_ask_from_any_of_its_addresses() -> None:
-    """Docker's masquerading gives what it asks at docker0 the address of another interface."""
-    route = subprocess.run(["ip", "-4", "-o", "address"], capture_output=True, text=True, check=False)
-    addresses = [line.split()[3].partition("/")[0] for line in route.stdout.splitlines()]
-    for address in addresses:
-        assert any(ip_address(address) in network for network in networks_of(["192.0.2.255"]))
+NETWORKS = """
+mount -t sysfs sysfs /sys
+ip link set lo up
+ip link add lan type veth peer name far; ip addr add 192.168.1.5/24 dev lan; ip link set lan up
+ip link add br0 type bridge; ip addr add 10.1.0.5/16 dev br0; ip link set br0 up
+ip route add default via 10.1.0.1
+ip link add docker0 type bridge; ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up
+ip addr add fd00:17::1/64 dev docker0 nodad
+exec {python} -c '{code}'
+"""
+ASK = """
+import subprocess, sys
+from ipaddress import ip_address
+sys.path.insert(0, "{path}")
+from resolver.host import Inhabitants
+now = 0.0
+here = Inhabitants(lambda: now)
+def show(*addresses): print(*(int(here.has(ip_address(one))) for one in addresses))
+show("127.0.0.1", "192.168.1.5", "10.1.0.5", "172.17.0.1", "fd00:17::1")
+show("172.17.0.2", "172.17.255.254", "fd00:17::2")
+show("192.168.1.6", "10.1.0.6", "172.18.0.2", "fd00:18::2", "224.0.0.1", "0.0.0.0", "::")
+subprocess.run("ip link add new type bridge; ip addr add 172.18.0.1/16 dev new", shell=True, check=True)
+show("172.18.0.2")
+now = 1.0
+show("172.18.0.2", "192.168.1.6")
+"""
+
+
+def test_on_this_host_are_its_own_addresses_and_what_is_behind_its_bridges() -> None:
+    require_root("a network namespace with bridges")
+    code = ASK.format(path=Path(__file__).parents[2])
+    shell = NETWORKS.format(python=sys.executable, code=code)
+    unshare = ["unshare", "--net", "--mount", "sh", "-ec", shell]
+    done = subprocess.run(unshare, capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:5] == [
+        "1 1 1 1 1",  # the host itself
+        "1 1 1",  # containers
+        "0 0 0 0 0 0 0",  # neighbours on the LAN, behind the bridge to the world, and nobody
+        "0",  # looked at a moment ago
+        "1 0",  # and found a moment later
+    ], done.stderr
 
 
 CODE = """
