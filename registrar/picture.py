@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from discovery.model import Registration, ServiceID
 from registrar.containers import ContainerID
 from registrar.desired import Desired
-from registrar.owner import Owner, container_of
+from registrar.owner import META_SPEC, Owner, container_of
 from registrar.plan import Plan, plan
 
 __all__ = ["Picture", "Row"]
@@ -85,6 +87,16 @@ class Picture:
         """Note that the agent no longer has an id."""
         with self._lock:
             self._forget(service_id)
+
+    def doubt(self, service_id: ServiceID) -> None:
+        """Note that the agent no longer has all of what was registered: it is to be registered again.
+
+        Not the same as ``deregistered``: what is there (a maintenance mode, say) is to be kept.
+        """
+        with self._lock:
+            if known := self._actual.get(service_id):
+                meta = {key: value for key, value in known.meta.items() if key != META_SPEC}
+                self._actual[service_id] = replace(known, meta=MappingProxyType(meta))
 
     def release(self, service_id: ServiceID) -> None:
         """Give up a claim: the agent did not take the registration."""

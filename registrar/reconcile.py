@@ -678,7 +678,7 @@ class Reconciler:
             self._reporter.tell(report)
         except UnknownResource:
             # Somebody removed the check alone, which the list of services does not show: register anew.
-            self._picture.deregistered(report.service_id)
+            self._picture.doubt(report.service_id)
             self._queue.add(container_id)
 
     def _probed(self, probe: Probe, report: Report) -> None:
@@ -718,7 +718,8 @@ class Reconciler:
         refused = False
         for write in plan.writes:
             service_id = write.registration.id
-            if self._accepted(lambda: self._backend.register(write.registration), service_id, known):  # noqa: B023
+            new = not write.changes
+            if self._accepted(lambda: self._backend.register(write.registration, new=new), service_id, known):  # noqa: B023
                 self._picture.registered(write.registration)
                 self._metrics.count("writes_total", 'kind="register"')
                 self._reporter.forget(service_id)

@@ -84,8 +84,12 @@ class AgentInfo:
 class Registry(Protocol):
     """The write side: the services of one agent. Errors as ``Reader.read``."""
 
-    def register(self, registration: Registration) -> None:
-        """Add or replace one instance, and its checks with it; idempotent."""
+    def register(self, registration: Registration, *, new: bool = False) -> None:
+        """Add or replace one instance, and its checks with it; idempotent. Its maintenance mode stays.
+
+        Args:
+            new: the agent is known to have nothing under this id, so nothing need be kept: one question less.
+        """
 
     def deregister(self, service_id: ServiceID) -> None:
         """Remove one instance; an id that the agent does not know is not an error."""

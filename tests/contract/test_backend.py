@@ -123,6 +123,52 @@ def test_registering_anew_replaces_service_and_checks(backend: Backend) -> None:
     ]
 
 
+NOTES = "a disk is being replaced"
+
+
+def maintenance(agent: Subject) -> list[str]:
+    """The reasons given for the maintenance modes that are on."""
+    checks = agent.get("/v1/agent/checks").values()
+    return [row["Notes"] for row in checks if row["Type"] == "maintenance"]
+
+
+def test_registering_anew_leaves_the_maintenance_mode(agent: Subject, backend: Backend) -> None:
+    """And replaces all else, as it does without: ``replace-existing-checks`` alone would lift it."""
+    mine = (Check(ttl=60.0), Check(id=CheckID("mine"), ttl=60.0), Check(id=CheckID("old"), ttl=60.0))
+    backend.register(web(checks=mine), new=True)
+    backend.update_check(CheckID("mine"), "passing", "fine")
+    backend.maintenance(W1, True, NOTES)
+    changed = (Check(id=CheckID("mine"), ttl=60.0), Check(ttl=60.0, initial_status="passing"))
+    for _ in range(2):
+        backend.register(web(port=81, checks=changed))
+        (entry,) = entries(backend)
+        assert entry.port == 81
+        assert {check.id: (check.status, check.output) for check in entry.checks} == {
+            CheckID("serfHealth"): ("passing", entry.checks[0].output),
+            CheckID(f"_service_maintenance:{W1}"): ("critical", ""),
+            CheckID("mine"): ("passing", "fine"),
+            CheckID(f"service:{W1}:2"): ("passing", ""),
+        }
+        assert maintenance(agent) == [NOTES]
+    backend.register(web(port=82))
+    assert maintenance(agent) == [NOTES]
+    assert set(agent.get("/v1/agent/checks")) == {f"_service_maintenance:{W1}"}
+    # What is known to be new has nothing that could be kept; nor has what was deregistered.
+    backend.deregister(W1)
+    backend.register(web(checks=changed), new=True)
+    assert maintenance(agent) == []
+
+
+def test_replacing_checks_lifts_the_maintenance_mode(agent: Subject) -> None:
+    """Consul's own behaviour, for which the backend asks first."""
+    agent.register("web")
+    agent.put("/v1/agent/service/maintenance/web?enable=true")
+    agent.register("web", Port=1)
+    assert len(maintenance(agent)) == 1
+    agent.put("/v1/agent/service/register?replace-existing-checks=true", {"Name": "web", "Port": 2})
+    assert maintenance(agent) == []
+
+
 def test_deregistering(backend: Backend) -> None:
     backend.register(web(checks=(Check(ttl=60.0),)))
     backend.register(replace(FULL, id=ServiceID("2")))

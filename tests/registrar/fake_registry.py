@@ -53,7 +53,7 @@ class FakeRegistry:
 
     # A Registry -------------------------------------------------------------------------------------------
 
-    def register(self, registration: Registration) -> None:
+    def register(self, registration: Registration, *, new: bool = False) -> None:
         self.writes.append(("register", registration.id))
         self._check("register")
         with self.changed:

@@ -315,8 +315,13 @@ def loop(dockerd: Dockerd, consul_agent: ConsulAgent) -> Iterator[Callable[..., 
         engine.close()
 
 
+def services(agent: ConsulAgent) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = agent.request("GET", "/v1/agent/services")
+    return rows
+
+
 def table(agent: ConsulAgent) -> dict[str, int]:
-    return {key: row["Port"] for key, row in agent.request("GET", "/v1/agent/services").items()}
+    return {key: row["Port"] for key, row in services(agent).items()}
 
 
 def see(agent: ConsulAgent, **ports: int) -> None:
@@ -388,6 +393,41 @@ def test_internal_registers_what_a_late_network_gives(
     wait_until(lambda: address() == docker_says("bridge"))
     back.connect(web)
     wait_until(lambda: address() == docker_says("back"))
+
+
+def test_a_change_does_not_lift_an_operators_maintenance_mode(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    loop(rules=Rules(drain="maintenance"))
+    healthcheck = {"test": ["CMD", "true"], "interval": 200_000_000}
+    slow = [
+        "/bin/sh",
+        "-c",
+        "trap 'while ! test -e /end; do sleep 0.1; done; exit 0' TERM; sleep 1000 & wait",
+    ]
+    options: dict[str, Any] = {"publish_all_ports": True, "healthcheck": healthcheck, "command": slow}
+    web = dockerd.run("web", stop_signal="SIGTERM", **options)
+    service_id, own = "host-1:web:5000", "host-1:web:5000:container"
+    maintenance = f"_service_maintenance:{service_id}"
+    wait_until(lambda: checks(consul_agent).get(own) == ("passing", "healthy"))
+    consul_agent.request("PUT", f"/v1/agent/service/maintenance/{service_id}?enable=true&reason=disk")
+    # Somebody writes over the registration: it is written anew.
+    body = {"ID": service_id, "Name": IMAGE, "Port": 1, "Meta": services(consul_agent)[service_id]["Meta"]}
+    consul_agent.request("PUT", "/v1/agent/service/register", body)
+    wait_until(lambda: services(consul_agent)[service_id]["Port"] == published(dockerd, "web"))
+    # Somebody removes its check: it is registered anew, and told again.
+    consul_agent.request("PUT", f"/v1/agent/check/deregister/{own}")
+    web.exec_run(["sh", "-c", "true"])
+    # It drains, visibly, and stays in maintenance.
+    stopping = threading.Thread(target=web.stop, kwargs={"timeout": 30})
+    stopping.start()
+    try:
+        wait_until(lambda: checks(consul_agent).get(own) == ("critical", "stopping (signal 15)"))
+        assert set(checks(consul_agent)) == {maintenance, own}
+        web.exec_run(["sh", "-c", "echo > /end"])
+    finally:
+        stopping.join()
+    wait_until(lambda: services(consul_agent) == {})
 
 
 def test_81_334_an_agent_restarted_empty_has_its_services_back(

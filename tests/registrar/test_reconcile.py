@@ -642,10 +642,10 @@ def test_one_refused_registration_does_not_hold_up_the_others(
 ) -> None:
     real = registry.register
 
-    def register(registration: Registration) -> None:
+    def register(registration: Registration, *, new: bool = False) -> None:
         if registration.name == "secret":
             raise AccessDenied("fake://registry answered PUT with HTTP 403: Permission denied", status=403)
-        real(registration)
+        real(registration, new=new)
 
     registry.register = register  # type: ignore[method-assign]
     start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from discovery.backends.consul.transport import Connection, HTTPReply, Pool
 from discovery.config import Config, ConsulConfig
 from discovery.errors import AccessDenied, RegistryUnavailable, UnknownResource
 from discovery.model import (
+    SERVICE_MAINTENANCE,
     CheckID,
     PreparedQuery,
     PreparedResult,
@@ -60,11 +62,22 @@ class Consul:
 
     # --- Registry
 
-    def register(self, registration: Registration) -> None:
-        # replace-existing-checks: without it a check that the new registration no longer has stays
-        # behind for ever and keeps the instance critical.
+    def register(self, registration: Registration, *, new: bool = False) -> None:
         body = codec.registration_to_json(registration)
-        self._write("agent/service/register", body=body, replace_existing_checks="true")
+        present = frozenset[CheckID]() if new else self._checks_of(registration.id)
+        maintenance = CheckID(SERVICE_MAINTENANCE + registration.id)
+        if maintenance not in present:
+            # replace-existing-checks: without it a check that the new registration no longer has stays
+            # behind for ever and keeps the instance critical.
+            self._write("agent/service/register", body=body, replace_existing_checks="true")
+            return
+        # With it the agent drops the maintenance mode too (1.8.7 and 1.20.6 do), and clients would be sent to
+        # an instance that an operator has taken out. As long as that stands, nobody misses the old checks:
+        # they go first, so that an attempt that fails in between is simply made again.
+        for check_id in present - codec.check_ids(registration) - {maintenance}:
+            with contextlib.suppress(UnknownResource):
+                self._write(f"agent/check/deregister/{path_segment(check_id)}")
+        self._write("agent/service/register", body=body)
 
     def deregister(self, service_id: ServiceID) -> None:
         try:
@@ -79,6 +92,15 @@ class Consul:
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise _malformed(self.where, "/v1/agent/services", exc) from exc
         return {row.id: row for row in rows}
+
+    def _checks_of(self, service_id: ServiceID) -> frozenset[CheckID]:
+        raw = self._pool.call(request("GET", "agent/checks"), timeout=_WRITE_TIMEOUT).raw
+        try:
+            return frozenset(
+                CheckID(key) for key, row in (raw or {}).items() if row["ServiceID"] == service_id
+            )
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise _malformed(self.where, "/v1/agent/checks", exc) from exc
 
     def update_check(self, check_id: CheckID, status: Status, output: str = "") -> None:
         self._write(f"agent/check/update/{path_segment(check_id)}", body={"Status": status, "Output": output})

@@ -375,6 +375,15 @@ def registration_from_json(raw: Mapping[str, Any]) -> Registration:
     )
 
 
+def check_ids(registration: Registration) -> frozenset[CheckID]:
+    """Return the ids under which the agent knows the checks of *registration*: it names those without one."""
+    several = len(registration.checks) > 1
+    return frozenset(
+        check.id or CheckID(f"service:{registration.id}{f':{number}' if several else ''}")
+        for number, check in enumerate(registration.checks, 1)
+    )
+
+
 def duration_to_text(seconds: float) -> str:
     """Write *seconds* (0 or more) as a Go duration in whole milliseconds: ``10s``, ``1500ms``.
 

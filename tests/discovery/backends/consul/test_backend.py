@@ -238,8 +238,16 @@ def test_an_id_is_one_segment_of_a_path(serve):
 
 def test_registering_replaces_the_checks_there_were(serve):
     consul, server = serve(b"")
-    consul.register(Registration(id="web", name="web"))
+    consul.register(Registration(id="web", name="web"), new=True)
     assert server.requests[0].startswith("PUT /v1/agent/service/register?replace-existing-checks=true ")
+    assert len(server.requests) == 1
+
+
+def test_registering_asks_first_whether_a_maintenance_mode_would_be_lost(serve):
+    consul, server = serve({})
+    consul.register(Registration(id="web", name="web"))
+    assert server.requests[0].startswith("GET /v1/agent/checks ")
+    assert server.requests[1].startswith("PUT /v1/agent/service/register?replace-existing-checks=true ")
 
 
 def test_deregistering_what_is_gone_already_is_no_error(serve):
