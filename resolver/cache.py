@@ -68,6 +68,9 @@ class Relayed:
     """Monotonic seconds."""
     ttl: int
     """Seconds for which it may be given again; 0: only to those who were waiting for it."""
+    answer_ttl: int
+    """The least TTL of the answer's records; each is told with it, so that no RRset has two (RFC 2181 section
+    5.2). We keep none of them longer than that anyway."""
 
     @classmethod
     def from_wire(cls, reply: bytes, now: float) -> Relayed:
@@ -77,7 +80,8 @@ class Relayed:
             Malformed: it is no whole reply.
         """
         frame = wire.read_frame(reply)
-        return cls(reply, frame, now, _lifetime(reply, frame))
+        answer_ttls = [_ttl(reply, ttl_at) for section, _, ttl_at, _ in frame.records if section == 1]
+        return cls(reply, frame, now, _lifetime(reply, frame), min(answer_ttls, default=0))
 
     def to_fact(self) -> tuple[Fact, int]:
         """Return the records of the answer as a fact, and for how many seconds it may be known.
@@ -142,7 +146,7 @@ class Relayed:
                 break
             sections[section - 1] += 1
             body += self.reply[at:ttl_at]
-            ttl = min(_TTL.unpack_from(self.reply, ttl_at)[0], MAX_TTL)
+            ttl = self.answer_ttl if section == 1 else _ttl(self.reply, ttl_at)
             body += _TTL.pack(STALE_TTL if stale else max(0, ttl - age))
             body += self.reply[ttl_at + 4 : end]
             at = end
@@ -155,23 +159,26 @@ def _lifetime(reply: bytes, frame: Frame) -> int:
     """How many seconds *reply* may be kept."""
     if frame.flags & wire.TC:
         return 0  # RFC 2181 section 9: a cut reply is not cached
-    ttls = [_TTL.unpack_from(reply, ttl_at)[0] for section, _, ttl_at, _ in frame.records if section < 3]
+    ttls = [_ttl(reply, ttl_at) for section, _, ttl_at, _ in frame.records if section < 3]
     asked = int.from_bytes(frame.question[-4:-2])
     answered = any(section == 1 and rtype in (asked, wire.CNAME) for section, rtype, *_ in frame.records)
     if frame.rcode == wire.NOERROR and (answered or (asked == wire.ANY and ttls)):
-        lifetime = min(ttls)
-    elif frame.rcode in (wire.NOERROR, wire.NXDOMAIN):
+        return min(ttls)
+    if frame.rcode in (wire.NOERROR, wire.NXDOMAIN):
         minima = [
-            min(_TTL.unpack_from(reply, ttl_at)[0], _TTL.unpack_from(reply, end - 4)[0])
+            min(_ttl(reply, ttl_at), _ttl(reply, end - 4))
             for section, rtype, ttl_at, end in frame.records
             if section == 2 and rtype == wire.SOA
         ]
         # RFC 2308 section 5: the lesser of the SOA's TTL and its MINIMUM; without an SOA, not at all.
-        lifetime = min([*minima, *ttls]) if minima else 0
-    else:
-        lifetime = 0
-    # RFC 2181 section 8: a TTL with the top bit set is to be read as 0.
-    return 0 if lifetime & 0x8000_0000 else min(lifetime, MAX_TTL)
+        return min([*minima, *ttls]) if minima else 0
+    return 0
+
+
+def _ttl(reply: bytes, at: int) -> int:
+    """Return the TTL at octet *at*: one with the top bit set is 0 (RFC 2181 section 8)."""
+    ttl: int = _TTL.unpack_from(reply, at)[0]
+    return 0 if ttl & 0x8000_0000 else min(ttl, MAX_TTL)
 
 
 class Cache:

@@ -79,7 +79,7 @@ def odd_request(random: Random) -> bytes:
         counts[random.randint(1, 3)] += 1
         body += record
     if tail:
-        counts[3] += 1 if random.random() < 0.9 else random.getrandbits(16)
+        counts[3] += 1 if random.random() < 0.9 else random.randrange(1000)
     if random.random() < 0.05:
         counts[random.randrange(4)] = random.getrandbits(16)
     body += tail

@@ -198,6 +198,11 @@ class _Service:
 
     def seen(self, count: int, packet: bytes, source: str) -> None: ...
 
+    def sample(self, count: int) -> range:
+        return range(0)
+
+    def log(self, packet: bytes, source: str) -> None: ...
+
     def connected(self, connection: TcpConnection) -> bool:
         return True
 
@@ -209,7 +214,7 @@ class _Service:
 
 def stream(engine: Engine, pieces: Sequence[bytes]) -> None:
     """Feed *pieces* to a TCP connection: each whole request has one reply, in its frame, in order."""
-    connection, transport = TcpConnection(_Service(engine)), _Transport()
+    connection, transport = TcpConnection(cast(Any, _Service(engine))), _Transport()
     connection.connection_made(cast(Any, transport))
     for piece in pieces:
         if transport.aborted:
