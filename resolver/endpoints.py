@@ -1,7 +1,7 @@
 """The sockets of clients: UDP and TCP, and one for metrics.
 
-    UDP  recvfrom ── credit ── hot table ── sendto            the common case: nothing else happens
-              └────────┴──────────┴ no ── service.handle ── send, now or later
+    UDP  receive ── credit ── hot table ── reply             the common case: nothing else happens
+             └────────┴──────────┴ no ── service.handle ── send, now or later
     TCP  the same, framed by lengths (RFC 1035 section 4.2.2), pipelined
 
 Laws:
@@ -15,11 +15,13 @@ import asyncio
 import functools
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from ipaddress import ip_address
 from typing import Any, Final, Protocol, cast
 
+from resolver import batch
 from resolver.answers import Table
+from resolver.batch import Batch
 from resolver.engine import Transport
 from resolver.metrics import Sample, render
 from resolver.policy import Policy
@@ -27,8 +29,8 @@ from resolver.policy import Policy
 __all__ = ["MetricsConnection", "Send", "Service", "TcpConnection", "UdpEndpoint"]
 
 _MAX_REQUEST: Final = 4096  # octets; a question with all options in use stays far below
-_BATCH: Final = 64
-"""Packets taken from one socket before the loop sees to the others: 64 take half a millisecond."""
+_BATCHES: Final = 4
+"""Batches taken from one socket before the loop sees to the others: 256 packets take half a millisecond."""
 _TCP_PIPELINE: Final = 128
 """Requests of one connection that may wait for answers; then it is not read from until some are given."""
 
@@ -56,8 +58,11 @@ class Service(Protocol):
             True: *send* is or will be called, once. False: there is nothing to say to this packet.
         """
 
-    def seen(self, count: int, packet: bytes, source: str) -> None:
-        """Take note that *count* requests were answered from the table, *packet* the last of them."""
+    def sample(self, count: int) -> range:
+        """Return which of *count* requests that came now are to be logged, by their numbers among them."""
+
+    def log(self, packet: bytes, source: str) -> None:
+        """Log one request."""
 
     def connected(self, connection: TcpConnection) -> bool:
         """Count *connection*; False when it is one too many."""
@@ -115,7 +120,13 @@ class _WildcardDatagrams:
 
 
 class UdpEndpoint:
-    """One UDP socket and its hot loop."""
+    """One UDP socket and its hot loop.
+
+    asyncio's own datagram transport costs four times as much: a callback, a queue and a wake-up for each
+    packet. Here a wake-up serves all that wait, and a known question costs two look-ups and a copy. Whatever
+    is not common (no credit, not in the table, a run at its end) comes as an exception, which costs nothing
+    while it does not.
+    """
 
     def __init__(self, sock: socket.socket, service: Service) -> None:
         self.sock = sock
@@ -123,23 +134,78 @@ class UdpEndpoint:
         self._datagrams: _Datagrams = _WildcardDatagrams(sock) if wildcard else sock
         self._service = service
         self._table = service.table("udp")
+        self._batch = Batch.on(sock, local=wildcard)
 
     def drain(self) -> None:
-        """Answer what waits in the socket.
+        """Answer what waits in the socket."""
+        if self._batch is None:
+            self._drain_singly()
+            return
+        for _ in range(_BATCHES):
+            count = self._batch.receive()
+            if count:
+                self._serve(self._batch, count)
+            if count < batch.SIZE:
+                return  # what has come meanwhile wakes us again
 
-        asyncio's own datagram transport costs four times as much: a callback, a queue and a wake-up for each
-        packet. Here a wake-up serves a batch, and a known question costs two look-ups and two system calls.
-        Whatever is not common (no credit, not in the table, a run at its end) comes as an exception, which
-        costs nothing while it does not.
-        """
+    def _serve(self, requests: Batch, count: int) -> None:
+        """Answer *count* requests."""
+        for number in self._service.sample(count):
+            self._service.log(requests.packet(number), requests.client(number)[0])
+        memory, hot, credit = requests.memory, self._table.hot, self._service.policy.credits
+        lengths: list[int] = []
+        length_of_reply = lengths.append
+        others: list[tuple[bytes, Any]] = []
+        for start, length, source in requests.requests(count):
+            key = memory[start : start - 2 + length]
+            try:
+                credit[source]()
+            except (KeyError, StopIteration):
+                number = len(lengths)
+                if not self._admits(requests.packet(number), requests.client(number), source):
+                    length_of_reply(0)
+                    continue
+            try:
+                reply = hot[key]()
+            except KeyError:
+                number = len(lengths)
+                others.append((requests.packet(number), requests.client(number)))
+                length_of_reply(0)
+                continue
+            except StopIteration:
+                reply = self._table.wind_up(key)
+            size = len(reply)
+            memory[start : start + size] = reply
+            length_of_reply(2 + size)
+        requests.reply(lengths)
+        # What takes longer comes after what is ready.
+        for packet, client in others:
+            self._service.handle(packet, client[0], "udp", functools.partial(self._send, client))
+
+    def _admits(self, packet: bytes, client: Any, source: Hashable) -> bool:
+        """Whether to go on with a request of *client*, whose credit is not at hand under *source*."""
+        credit = self._service.policy.credits
+        try:
+            credit[client[0]]()
+        except (KeyError, StopIteration):
+            send = functools.partial(self._send, client)
+            if not self._service.admits(packet, client[0], "udp", send):
+                return False
+        # Until the next second also under the name that costs nothing to make.
+        credit[source] = credit[client[0]]
+        return True
+
+    def _drain_singly(self) -> None:
+        """As ``_serve``, with two system calls for each packet."""
         recvfrom, sendto = self._datagrams.recvfrom, self._datagrams.sendto
         hot, credit = self._table.hot, self._service.policy.credits
-        count, packet, client = 0, b"", ("",)
-        for _ in range(_BATCH):
+        for _ in range(_BATCHES * batch.SIZE):
             try:
                 packet, client = recvfrom(_MAX_REQUEST)
             except OSError:  # BlockingIOError: all are served; others concern a packet that is gone
-                break
+                return
+            if self._service.sample(1):
+                self._service.log(packet, client[0])
             try:
                 credit[client[0]]()
             except (KeyError, StopIteration):
@@ -154,13 +220,10 @@ class UdpEndpoint:
                 continue
             except StopIteration:
                 reply = self._table.wind_up(packet[2:])
-            count += 1
             try:
                 sendto(packet[:2] + reply, client)
             except OSError:
                 pass  # as in _send
-        if count:
-            self._service.seen(count, packet, client[0])
 
     def _send(self, client: Any, reply: bytes) -> None:
         try:
@@ -243,6 +306,8 @@ class TcpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _request(self, packet: bytes) -> None:
+        if self._service.sample(1):
+            self._service.log(packet, self.source)
         try:
             self._service.policy.credits[self.source]()
         except (KeyError, StopIteration):
@@ -258,7 +323,6 @@ class TcpConnection(asyncio.Protocol):
             return
         except StopIteration:
             reply = self._table.wind_up(packet[2:])
-        self._service.seen(1, packet, self.source)
         self._write(packet[:2] + reply)
 
     def _answer(self, reply: bytes) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -57,7 +57,8 @@ class Policy:
         """
         self.networks = tuple(networks)
         self._also = also
-        self.credits: dict[str, Callable[[], None]] = {}
+        self.credits: dict[Hashable, Callable[[], None]] = {}
+        """By source address. Endpoints put a source's function under names of their own, too."""
         self.excessive = 0
         """Requests beyond the limit so far."""
         self._rate = rate

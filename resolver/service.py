@@ -148,19 +148,23 @@ class Service:
         Returns:
             True: *send* is or will be called, once. False: there is nothing to say to this packet.
         """
-        self.seen(1, packet, source)
         return self._guarded(packet, transport, send, self.loop.time() + self._settings.cold_timeout)
 
-    def seen(self, count: int, packet: bytes, source: str) -> None:
-        """Take note that *count* requests came, *packet* the last of them; log one in so many."""
-        if self._settings.query_log:
-            self._until_logged -= count
-            if self._until_logged <= 0:
-                self._until_logged = self._settings.query_log
-                query = wire.parse(packet)
-                if isinstance(query, wire.Query):
-                    name = wire.name_to_text(query.name)
-                    log.info("query %s %s from %s", name, wire.type_to_text(query.type), source)
+    def sample(self, count: int) -> range:
+        """Return which of *count* requests that came now are to be logged, by their numbers among them."""
+        every = self._settings.query_log
+        if not every:
+            return range(0)
+        chosen = range(self._until_logged - 1, count, every)
+        self._until_logged += len(chosen) * every - count
+        return chosen
+
+    def log(self, packet: bytes, source: str) -> None:
+        """Log one request, if it is one."""
+        query = wire.parse(packet)
+        if isinstance(query, wire.Query):
+            name = wire.name_to_text(query.name)
+            log.info("query %s %s from %s", name, wire.type_to_text(query.type), source)
 
     def _guarded(self, packet: bytes, transport: Transport, send: Send, deadline: float) -> bool:
         try:

@@ -291,6 +291,14 @@ def test_upstreams_that_do_not_answer_are_servfail(agent: Agent, start_resolver:
 # --- UDP
 
 
+@pytest.fixture(params=["in batches", "singly"])
+def datagrams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets are received and sent as on Linux, or as where a call for many is missing."""
+    if request.param == "singly":
+        monkeypatch.setattr("resolver.batch.Batch.on", lambda sock, *, local: None)
+
+
+@pytest.mark.usefixtures("datagrams")
 def test_a_bad_packet_costs_only_itself(agent: Agent, start_resolver: Start) -> None:
     register(agent, "w1", "10.0.0.1")
     resolver = start_resolver(agent.uri)
@@ -301,6 +309,32 @@ def test_a_bad_packet_costs_only_itself(agent: Agent, start_resolver: Start) -> 
     assert answers(resolver) == {"10.0.0.1"}
 
 
+@pytest.mark.usefixtures("datagrams")
+def test_a_flood_of_known_and_new_questions_is_answered_one_by_one(
+    agent: Agent, start_resolver: Start
+) -> None:
+    register(agent, "w1", "10.0.0.1")
+    resolver = start_resolver(agent.uri)
+    assert answers(resolver) == {"10.0.0.1"}
+    names = ["web.service.consul", "localhost", "nope.service.consul", "web.service.consul", "a.invalid"]
+    requests = {ident: names[ident % len(names)] for ident in range(500)}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        client.settimeout(10.0)
+        client.connect((resolver.addresses[0].host, resolver.addresses[0].port))
+        for ident, name in requests.items():
+            client.send(packet(name, ident=ident))
+        told = [dns.message.from_wire(client.recv(4096)) for _ in requests]
+    assert sorted(message.id for message in told) == list(requests)
+    for message in told:
+        name = requests[message.id]
+        assert str(message.question[0].name) == f"{name}."
+        assert addresses(message) == {"web.service.consul": ["10.0.0.1"], "localhost": ["127.0.0.1"]}.get(
+            name, []
+        )
+
+
+@pytest.mark.usefixtures("datagrams")
 @pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])
 def test_replies_leave_from_the_address_that_was_asked(
     agent: Agent, start_resolver: Start, wildcard: str
@@ -501,6 +535,25 @@ def test_one_request_in_so_many_is_logged(
         wait_until(lambda: len(logged()) >= 10)
         ask(resolver, "localhost")
     assert logged() == ["query localhost. A from 127.0.0.1"] * 10
+
+
+@pytest.mark.usefixtures("datagrams")
+def test_also_of_a_flood_one_request_in_so_many_is_logged(
+    agent: Agent, start_resolver: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolver = start_resolver(agent.uri, replace(ALONE, query_log=7))
+    with caplog.at_level(logging.INFO, logger="resolver"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            client.settimeout(10.0)
+            client.connect((resolver.addresses[0].host, resolver.addresses[0].port))
+            for ident in range(7 * 40):
+                client.send(packet("localhost", ident=ident))
+            for _ in range(7 * 40):
+                client.recv(512)
+        resolver.close()  # whatever is to be logged has been
+        logged = [record.getMessage() for record in caplog.records if "query " in record.getMessage()]
+    assert logged == ["query localhost. A from 127.0.0.1"] * 40
 
 
 # --- life
