@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.e2e.stubs import Stub
 from tests.e2e.view import SERVICE
@@ -36,3 +39,25 @@ def test_an_upstream_name_resolves_through_the_resolver(host3: Host, stub: Stub)
     from lab import UPSTREAM_ADDRESS, UPSTREAM_NAME
 
     assert stub.answers(host3, UPSTREAM_NAME, times=1) == [[UPSTREAM_ADDRESS]]
+
+
+@pytest.fixture
+def project(host3: Host) -> Iterator[str]:
+    """A bridge network, made while the resolver runs, as `docker compose up` makes one."""
+    host3.docker("network", "create", "project")
+    yield "project"
+    host3.docker("network", "rm", "project")
+
+
+def test_a_container_on_a_network_of_its_own_project_is_answered(
+    host1: Host, host2: Host, host3: Host, project: str
+) -> None:
+    """Docker's own DNS server on such a network passes the question on, with the container's address."""
+    script = f"for i in 1 2; do getent ahostsv4 {SERVICE}.service.consul; done"
+
+    printed = host3.docker(
+        *("run", "--rm", "--network", project, "--dns", "172.17.0.1"),
+        *("--entrypoint", "sh", "portcall", "-c", script),
+    )
+
+    assert set(re.findall(r"^[0-9.]+", printed, re.MULTILINE)) == {host1.address, host2.address}
