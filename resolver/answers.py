@@ -205,10 +205,11 @@ def prepare(
     """Render every rotation of *found*, for all spellings of *query* if names are compressed."""
     question = fold_question(query.question) if limits.compress else query.question
     choices = list(found.choices)
-    random.shuffle(choices)
+    if not found.ordered:
+        random.shuffle(choices)
     first = render(question, found, choices, limits, options)
     replies = [first]
-    rotations = min(len(choices), max(2, _ROTATION_OCTETS // len(first)))
+    rotations = 1 if found.ordered else min(len(choices), max(2, _ROTATION_OCTETS // len(first)))
     for k in range(1, rotations):
         others = choices[:k] + choices[k + 1 :]
         random.shuffle(others)

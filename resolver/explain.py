@@ -9,11 +9,19 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from discovery import model
-from discovery.model import NodesQuery, Reply, ServiceEntry, ServiceQuery
+from discovery.model import (
+    ConnectQuery,
+    IngressQuery,
+    NodesQuery,
+    PreparedQuery,
+    Reply,
+    ServiceEntry,
+    ServiceQuery,
+)
 from resolver import wire, zone
 from resolver.facts import AddressesQuery, AliasQuery, Fact, Query, digest, gather_addresses
 from resolver.records import Found
@@ -62,9 +70,15 @@ def explain(
 
     lines = [_summary(outcome)]
     for asked, fact in list(facts.items()):
-        if isinstance(asked, ServiceQuery):
-            alone = [answer({**facts, asked: Fact((entry,))}) for entry in fact.value]
-            lines += _instances(query.type, fact.value, alone, outcome)
+        match asked:
+            case ServiceQuery() | ConnectQuery() | IngressQuery():
+                ones = [(entry, (entry,)) for entry in fact.value]
+            case PreparedQuery():
+                ones = [(entry, replace(fact.value, entries=(entry,))) for entry in fact.value.entries]
+            case _:
+                continue
+        alone = [answer({**facts, asked: Fact(value)}) for _, value in ones]
+        lines += _instances(query.type, [entry for entry, _ in ones], alone, outcome)
     return Explanation(tuple(lines), answered=bool(outcome.choices))
 
 

@@ -9,16 +9,20 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, Final
 
 from discovery import model
 from discovery.model import (
+    ConnectQuery,
+    IngressQuery,
     NamesQuery,
     Node,
     NodeServicesQuery,
     NodesQuery,
+    PreparedQuery,
+    PreparedResult,
     Reply,
     ServiceEntry,
     ServiceQuery,
@@ -27,7 +31,17 @@ from discovery.names import fold
 from resolver import wire
 from resolver.wire import Name
 
-__all__ = ["AddressesQuery", "AliasQuery", "Fact", "Facts", "Nodes", "Query", "digest", "gather_addresses"]
+__all__ = [
+    "AddressesQuery",
+    "AliasQuery",
+    "Fact",
+    "Facts",
+    "Nodes",
+    "Query",
+    "digest",
+    "gather_addresses",
+    "nothing",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +114,8 @@ _NO_NODES: Final = Nodes({}, {})
 def digest(query: model.Query, value: Any) -> Any:
     """Turn what the catalogue answered to *query* into the value of its fact.
 
-    Names become a set of folded names, nodes a ``Nodes``, instances stay as they are.
+    Names become a set of folded names, nodes a ``Nodes``, instances stay as they are. What comes in no order
+    is given one: Consul shuffles the results of prepared queries, and a new order is no news.
     """
     if value is None:
         return None
@@ -109,8 +124,25 @@ def digest(query: model.Query, value: Any) -> Any:
             return frozenset(map(fold, value))
         case NodesQuery():
             return Nodes.of(value) if value else _NO_NODES
-        case ServiceQuery() | NodeServicesQuery():
+        case ServiceQuery() | NodeServicesQuery() | ConnectQuery() | IngressQuery():
             return tuple(value)
+        case PreparedQuery():
+            if value.ordered:
+                return value
+            return replace(value, entries=tuple(sorted(value.entries, key=lambda it: (it.node.name, it.id))))
+
+
+def nothing(query: model.Query) -> Any:
+    """Return the value of the fact that there is nothing of what *query* asks for."""
+    match query:
+        case NamesQuery():
+            return frozenset()
+        case NodesQuery():
+            return _NO_NODES
+        case PreparedQuery():
+            return PreparedResult()
+        case _:
+            return ()
 
 
 def _addresses(entries: Iterable[ServiceEntry]) -> dict[str, ServiceEntry]:

@@ -7,6 +7,8 @@ Laws:
 - The lists of names and nodes are followed from the start, so that a name that does not exist is known not
   to, and a flood of random names starts no watch.
 - A name is followed from the first question for it until nobody asked for a while.
+- What stands in no list (proxies, gateways, prepared queries) has to be asked for. A name of that kind which
+  leads to nothing is a stranger: it is not followed, only remembered for a second.
 - What is too old to be told is forgotten, as if it had never been known.
 - Which service has which address is gathered from all nodes when somebody asks for it, and kept for seconds.
 """
@@ -23,9 +25,9 @@ from discovery import model
 from discovery.engine import Engine as DiscoveryEngine
 from discovery.engine import Known
 from discovery.errors import DiscoveryError, RegistryTimeout, RequestRejected
-from discovery.model import NamesQuery, NodesQuery
+from discovery.model import ConnectQuery, IngressQuery, NamesQuery, NodesQuery, PreparedQuery, PreparedResult
 from resolver.engine import Engine
-from resolver.facts import AddressesQuery, Fact, digest, gather_addresses
+from resolver.facts import AddressesQuery, Fact, digest, gather_addresses, nothing
 
 __all__ = ["Follower"]
 
@@ -34,8 +36,14 @@ log = logging.getLogger("resolver")
 _SWEEPS_PER_IDLE: Final = 10
 """How often within the idle time we look for names that nobody asks for: they go a tenth late at most."""
 _MAX_STRANGERS: Final = 16
-"""Data centres followed at a time that have not answered yet. Anybody can make up names of data centres, and
-each costs a watch until Consul says that it does not exist."""
+"""Strangers asked for at a time. Anybody can make up names of data centres and of prepared queries, and each
+costs a watch until Consul says that there is nothing of that name."""
+_MAX_QUEUED: Final = 64
+"""Further strangers that wait for their turn, as those of a host that has just started: some 100 ms. Requests
+for more than these end by their own time limit."""
+_MAX_PREPARED: Final = 64
+"""Prepared queries followed at a time. One template makes any number of names exist, and each is executed
+every second; beyond this, the one not asked for the longest is asked anew when somebody does."""
 _ADDRESSES_KEPT: Final = 10.0
 """Seconds for which the services' addresses are kept. To gather them costs a request per node, and who asks
 for PTR records mostly wants to put a name into a log."""
@@ -43,8 +51,10 @@ _MAX_GATHERED: Final = 1_000
 """Nodes of which services are gathered; they take some two seconds."""
 _REJECTED_KEPT: Final = 10.0
 """Seconds for which a data centre that Consul does not know is remembered as such, without a watch."""
+_NOTHING_KEPT: Final = 1.0
+"""Seconds for which a stranger is remembered to lead nowhere; prepared queries are polled as often."""
 _MAX_REJECTED: Final = 256
-"""Of those at a time; an attacker's names beyond them cost a request each, and no memory."""
+"""Of both at a time; an attacker's names beyond them cost a request each, and no memory."""
 
 
 @dataclass(slots=True)
@@ -86,6 +96,8 @@ class Follower:
         self._gathering: list[Callable[[], None]] = []
         self._addresses_expiry: asyncio.TimerHandle | None = None
         self._rejected: dict[model.Query, asyncio.TimerHandle] = {}
+        self._strangers: set[model.Query] = set()  # those followed that have not answered yet
+        self._queued: dict[model.Query, list[Callable[[], None]]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._stale_since: float | None = None
         self.lag = 0.0
@@ -128,8 +140,14 @@ class Follower:
             return
         followed = self._followed.get(query)
         if followed is None:
-            if self._is_stranger(query) and self._strangers() >= _MAX_STRANGERS:
-                return  # the request ends by its own time limit
+            if self._is_stranger(query):
+                if len(self._strangers) >= _MAX_STRANGERS:
+                    if query in self._queued or len(self._queued) < _MAX_QUEUED:
+                        self._queued.setdefault(query, []).append(callback)
+                    return
+                self._strangers.add(query)
+                if isinstance(query, PreparedQuery):
+                    self._make_room()
             followed = self._follow(query)
         followed.asked_at = self._loop.time()
         followed.waiting.append(callback)
@@ -187,8 +205,12 @@ class Follower:
         self._engine.learn(query, fact)
         if not fact.stale:
             self.lag = max(0.0, self._loop.time() - fetched_at)
+        if fact.value is not None:
+            self._strangers.discard(query)
         if rejected:
-            self._reject(query)
+            self._reject(query, _REJECTED_KEPT)
+        elif self._leads_nowhere(query, fact):
+            self._reject(query, _NOTHING_KEPT)
         elif fact.stale and fact.value is not None:
             # fetched_at and the loop's time are the same clock: time.monotonic.
             delay = max(0.0, fetched_at + self._max_stale - self._loop.time())
@@ -196,6 +218,14 @@ class Follower:
         waiting, followed.waiting = followed.waiting, []
         for callback in waiting:
             callback()
+        self._admit()
+
+    def _admit(self) -> None:
+        """Ask for strangers that wait for their turn."""
+        while self._queued and len(self._strangers) < _MAX_STRANGERS:
+            query = next(iter(self._queued))
+            for callback in self._queued.pop(query):
+                self.when_known(query, callback)
 
     def _tell_transition(self, before: Fact | None, after: Fact) -> None:
         if before is None or before.stale != after.stale:
@@ -205,9 +235,10 @@ class Follower:
             else:
                 log.info("the catalogue answers")
 
-    def _reject(self, query: model.Query) -> None:
-        """Keep in mind for a while that the catalogue will not answer *query*, but free its watch."""
+    def _reject(self, query: model.Query, kept: float) -> None:
+        """Keep in mind for *kept* seconds what the catalogue said to *query*, but free its watch."""
         self._followed.pop(query).unsubscribe()
+        self._strangers.discard(query)
         while len(self._rejected) >= _MAX_REJECTED:
             oldest = next(iter(self._rejected))
             self._rejected.pop(oldest).cancel()
@@ -217,7 +248,7 @@ class Follower:
             del self._rejected[query]
             self._engine.forget(query)
 
-        self._rejected[query] = self._loop.call_later(_REJECTED_KEPT, forget)
+        self._rejected[query] = self._loop.call_later(kept, forget)
 
     def _expire(self, query: model.Query, fact: Fact) -> None:
         """Stop telling what nobody could confirm for ``max_stale`` seconds."""
@@ -237,29 +268,38 @@ class Follower:
 
     def _unfollow(self, query: model.Query) -> None:
         followed = self._followed.pop(query)
+        self._strangers.discard(query)
         if followed.expiry is not None:
             followed.expiry.cancel()
         followed.unsubscribe()
         self._engine.forget(query)
 
-    @staticmethod
-    def _is_stranger(query: model.Query) -> bool:
-        return isinstance(query, NamesQuery | NodesQuery) and query.dc is not None
+    def _is_stranger(self, query: model.Query) -> bool:
+        """Whether somebody may have made up what *query* asks for: no list says that it exists."""
+        match query:
+            case NamesQuery(dc=dc) | NodesQuery(dc=dc):
+                return dc is not None
+            case ConnectQuery(name=name, dc=dc) | IngressQuery(name=name, dc=dc):
+                names = self._engine.facts.get(NamesQuery(dc))
+                return names is None or names.value is None or name not in names.value
+        return isinstance(query, PreparedQuery)
 
-    def _strangers(self) -> int:
-        """How many foreign data centres are followed without having answered."""
-        facts = self._engine.facts
-        return sum(
-            1
-            for query in self._followed
-            if self._is_stranger(query) and ((fact := facts.get(query)) is None or fact.value is None)
-        )
+    def _leads_nowhere(self, query: model.Query, fact: Fact) -> bool:
+        if isinstance(query, NamesQuery | NodesQuery) or not self._is_stranger(query):
+            return False
+        return not (fact.value.entries if isinstance(fact.value, PreparedResult) else fact.value)
+
+    def _make_room(self) -> None:
+        """Keep the prepared queries that are followed within their number."""
+        prepared = [one for one in self._followed.values() if isinstance(one.query, PreparedQuery)]
+        if len(prepared) >= _MAX_PREPARED:
+            self._unfollow(min(prepared, key=lambda one: one.asked_at).query)
 
 
 def _to_fact(query: model.Query, known: Known) -> Fact:
     if isinstance(known.error, RequestRejected) and known.value is None:
         # Consul finds fault with the question itself: there is no such data centre, so nothing is in it.
-        return Fact(digest(query, {} if isinstance(query, NamesQuery) else ()))
+        return Fact(nothing(query))
     return Fact(
         digest(query, known.value),
         stale=known.stale or known.error is not None,

@@ -51,6 +51,8 @@ class Found:
     authority: tuple[Record, ...] = ()
     limit: int = 0
     """At most this many choices; 0: as many as fit."""
+    ordered: bool = False
+    """The best choice comes first: they are given in this order, not in turn."""
     uses: frozenset[Query] = frozenset()
     """The facts behind it: when one changes, the answer is to be made anew."""
     stale: str = ""

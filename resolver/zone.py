@@ -25,7 +25,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 from typing import Any, Final
 
-from discovery.model import NamesQuery, Node, NodesQuery, ServiceEntry, ServiceName, ServiceQuery
+from discovery.model import (
+    ConnectQuery,
+    IngressQuery,
+    NamesQuery,
+    Node,
+    NodesQuery,
+    PreparedQuery,
+    PreparedResult,
+    ServiceEntry,
+    ServiceName,
+    ServiceQuery,
+)
 from discovery.names import fold
 from resolver import records, wire
 from resolver.facts import AddressesQuery, AliasQuery, Fact, Facts, Nodes, Query
@@ -40,6 +51,7 @@ _NO_TTLS: Final[Mapping[str, float]] = MappingProxyType({})
 _KEYWORDS: Final = frozenset({"service", "connect", "ingress", "virtual", "node", "query", "addr"})
 _TRANSFERS: Final = frozenset({wire.AXFR, wire.IXFR})
 _SERVERS: Final = ServiceQuery(ServiceName("consul"))
+_VIRTUAL: Final = "consul-virtual"  # Consul: the tagged address of who is reached by a virtual one
 _MAX_SERVERS: Final = 3  # Consul: more in NS answers help nobody
 _MAX_ALIAS_RECORDS: Final = 5  # Consul: of what a host name resolves to
 
@@ -191,6 +203,10 @@ class _Zone:
         match keyword, suffixes:
             case "addr", _:  # the address says it all; Consul does not look at what follows
                 return self.address(parts)
+            case "virtual", (_, *_):
+                # Consul: a virtual address means something in its own data centre only, and what stands here
+                # is a cluster peer. Peers' services are not followed.
+                return self.nothing()
             case _, ():
                 dc = None
             case _, (name,) | (name, "dc"):  # newer releases take ``.D.dc``; 1.8 knew only ``.D``
@@ -202,10 +218,16 @@ class _Zone:
         match keyword:
             case "service":
                 return self.service(parts, dc)
-            case "node":
+            case "connect":
+                return self.mesh(ConnectQuery(ServiceName(parts[-1]), dc), lasting=len(parts) == 1)
+            case "ingress":
+                return self.mesh(IngressQuery(ServiceName(parts[-1]), dc), lasting=len(parts) == 1)
+            case "virtual":
+                return self.virtual(ServiceName(parts[-1]), lasting=len(parts) == 1)
+            case "query":
+                return self.prepared(parts, dc)
+            case _:
                 return self.node(".".join(parts), dc)
-            case _:  # connect, ingress, virtual, query: this catalogue has none of them
-                return self.nothing()
 
     # The kinds of name ------------------------------------------------------------------------------------
 
@@ -248,15 +270,62 @@ class _Zone:
         # is followed is believed more than the list, since either may be heard of first.
         if query not in self.facts and name not in self.know(NamesQuery(dc)):
             return self.nothing()
-        entries = []
-        for entry in self.know(query):
-            if why := rejection(entry, tag, self.settings):
-                self.left_out.append((entry, why))
-            else:
-                entries.append(entry)
+        entries = self.usable(self.know(query), tag)
         if not entries:
             return self.nothing()
         return self.instances(entries, self.service_ttl(name), remote=dc is not None)
+
+    def usable(self, entries: Iterable[ServiceEntry], tag: str = "") -> list[ServiceEntry]:
+        """Return those that may be given to clients; note why the others may not."""
+        usable = []
+        for entry in entries:
+            if why := rejection(entry, tag, self.settings):
+                self.left_out.append((entry, why))
+            else:
+                usable.append(entry)
+        return usable
+
+    def mesh(self, query: ConnectQuery | IngressQuery, *, lasting: bool) -> Found:
+        """``name.connect`` and ``name.ingress``: the proxies or gateways of a service, as if its instances.
+
+        Args:
+            lasting: nothing stands left of the name. Consul does not look at what does, so that anybody can
+                make up any number of such names.
+        """
+        entries = self.usable(self.know(query))
+        if not entries:
+            return self.nothing()
+        ttl = self.service_ttl(query.name)
+        return self.instances(entries, ttl, remote=query.dc is not None, lasting=lasting)
+
+    def virtual(self, name: ServiceName, *, lasting: bool) -> Found:
+        """``name.virtual``: the address by which transparent proxies know a service, whatever its health.
+
+        The HTTP API tells it with the service's proxies alone. One that has none, though Consul has given it
+        an address (for the sake of a configuration entry), is unknown here.
+        """
+        for entry in self.know(ConnectQuery(name)):
+            if virtual := entry.tagged_addresses.get(_VIRTUAL):
+                record = host_record(self.query.name, virtual.host, self.settings.node_ttl)
+                # Unlike Consul, which answers every type with it.
+                fits = record is not None and self.query.type in (record.type, wire.ANY)
+                return self.found((Choice((record,) if record and fits else ()),), lasting=lasting)
+        return self.nothing()
+
+    def prepared(self, parts: tuple[str, ...], dc: str | None) -> Found:
+        """``name.query``: what a prepared query finds, by rules of its own for health, place and tags."""
+        match parts:
+            case (first, *_, last) if first.startswith("_") and last.startswith("_"):
+                name = ".".join(parts[:-1])[1:]  # RFC 2782 notation; newer releases take it
+            case _:
+                name = ".".join(parts)  # Consul: it may have dots
+        result: PreparedResult = self.know(PreparedQuery(name, dc))
+        if not result.entries:
+            return self.nothing()
+        ttl = self.service_ttl(fold(result.service)) if result.ttl is None else int(result.ttl)
+        remote = fold(result.dc or self.own_dc()) != fold(self.own_dc())
+        # Not lasting: templates match any number of names.
+        return self.instances(result.entries, ttl, remote=remote, ordered=result.ordered, lasting=False)
 
     def node(self, name: str, dc: str | None) -> Found:
         """``name.node``: the node's address whatever its health, and its meta."""
@@ -318,8 +387,22 @@ class _Zone:
             return self.empty()
         return self.end(choices=(Choice((pointer(self.query.name, wire.PTR, 0, target),)),))
 
-    def instances(self, entries: Iterable[ServiceEntry], ttl: int, *, remote: bool) -> Found:
-        """One choice per distinct address; for SRV, per distinct (node, address, port)."""
+    def instances(
+        self,
+        entries: Iterable[ServiceEntry],
+        ttl: int,
+        *,
+        remote: bool,
+        ordered: bool = False,
+        lasting: bool = True,
+    ) -> Found:
+        """One choice per distinct address; for SRV, per distinct (node, address, port).
+
+        Args:
+            remote: they are in another data centre.
+            ordered: the best one comes first.
+            lasting: as of ``found``.
+        """
         choices: dict[bytes, Choice] = {}
         alike: set[tuple[str, str, int]] = set()
         aliases: dict[str, str] = {}
@@ -343,10 +426,10 @@ class _Zone:
         if aliases and not choices:
             # A name has one CNAME or none, and nothing beside it (RFC 1034 section 3.6.2).
             chains = [self.address_records(self.query.name, host, ttl) for host in aliases.values()]
-            return self.found(tuple(map(Choice, chains)), limit=1)
+            return self.found(tuple(map(Choice, chains)), limit=1, ordered=ordered, lasting=lasting)
         # Consul: a_record_limit is not for SRV.
         limit = 0 if self.query.type == wire.SRV else self.settings.a_record_limit
-        return self.found(tuple(choices.values()), limit=limit)
+        return self.found(tuple(choices.values()), limit=limit, ordered=ordered, lasting=lasting)
 
     def srv(self, entry: ServiceEntry, host: str, port: int, ttl: int, *, own: bool) -> Choice:
         """The SRV record of one instance, with what its target resolves to (RFC 2782).
@@ -511,14 +594,20 @@ class _Zone:
         if fact.stale and self.stale is None:
             self.stale = fact
 
-    def found(self, choices: tuple[Choice, ...], *, limit: int = 0) -> Found:
-        """The records of an existing name; NODATA when it has none of this type."""
+    def found(
+        self, choices: tuple[Choice, ...], *, limit: int = 0, ordered: bool = False, lasting: bool = True
+    ) -> Found:
+        """The records of an existing name; NODATA when it has none of this type.
+
+        Args:
+            lasting: there are finitely many such names.
+        """
         choices = tuple(choice for choice in choices if choice.answer)
         # Types without number are an attacker's to choose; those that people use are few.
-        lasting = self.query.type in wire.KNOWN_TYPES
+        lasting = lasting and self.query.type in wire.KNOWN_TYPES
         if not choices:
             return self.empty(lasting=lasting)
-        return self.end(choices=choices, limit=limit, lasting=lasting)
+        return self.end(choices=choices, limit=limit, ordered=ordered, lasting=lasting)
 
     def empty(self, *, lasting: bool = False) -> Found:
         """NODATA: the name exists and has no such record."""

@@ -153,6 +153,24 @@ def _soa(consul: Server) -> tuple[str, ...]:
     return consul.ask(Question("consul.", "SOA")).answer
 
 
+def _as_if_asked_for(question: Question, left: str, reply: Reply, consul: Server) -> Reply:
+    """What we owe to the same question for the name *left* of the domain, with its owners renamed."""
+    other = replace(question, name=f"{left}consul.")
+    known = expected(other, consul)
+
+    def renamed(lines: Sequence[str] | frozenset[str]) -> list[str]:
+        return [
+            line.replace(other.name, question.name) if line.startswith(other.name) else line for line in lines
+        ]
+
+    return replace(
+        known,
+        answer=tuple(renamed(known.answer)),
+        additional=frozenset(renamed(known.additional)),
+        edns=reply.edns,
+    )
+
+
 def difference(name: str) -> Callable[[Adjust], Adjust]:
     def remember(adjust: Adjust) -> Adjust:
         DIFFERENCES[name] = adjust
@@ -226,10 +244,30 @@ def _(question: Question, reply: Reply, consul: Server) -> Reply:
     return reply if any_type.answer else replace(reply, rcode="NXDOMAIN", authority=_soa(consul))
 
 
+@difference("virtual-is-one-address")
+def _(question: Question, reply: Reply, consul: Server) -> Reply:
+    """Consul answers every type with the A record of a virtual name, and says NOERROR where there is none."""
+    if question.kind != "virtual" or question.labels[:1] == ("virtual",) or question.type in ("SOA", "NS"):
+        return reply
+    if not reply.answer:
+        return replace(reply, rcode="NXDOMAIN", authority=_soa(consul))
+    return reply if question.type in ("A", "ANY") else replace(reply, answer=())
+
+
+@difference("queries-by-rfc-2782")
+def _(question: Question, reply: Reply, consul: Server) -> Reply:
+    """``_Q._tcp.query`` came with later releases; 1.8 looks for a query of that very name."""
+    labels = question.labels
+    named = labels[: labels.index("query")] if question.kind == "query" else ()
+    if len(named) < 2 or not named[0].startswith("_") or not named[-1].startswith("_"):
+        return reply
+    return _as_if_asked_for(question, f"{'.'.join(named[:-1])[1:]}.query.", reply, consul)
+
+
 @difference("owners-keep-case")
 def _(question: Question, reply: Reply, consul: Server) -> Reply:
-    """Consul writes the owner of ``.addr`` answers in lower case."""
-    if question.kind != "addr":
+    """Consul writes the owner of ``.addr`` and ``.virtual`` answers in lower case."""
+    if question.kind not in ("addr", "virtual"):
         return reply
     name = question.name
     return replace(
@@ -244,20 +282,7 @@ def _(question: Question, reply: Reply, consul: Server) -> Reply:
     """``.D.dc`` came with later releases; 1.8 does not know it."""
     if question.labels[-1:] != ("dc",) or reply.rcode != "NXDOMAIN":
         return reply
-    short = replace(question, name=question.name.removesuffix("consul.").removesuffix("dc.") + "consul.")
-    known = expected(short, consul)
-
-    def renamed(lines: Sequence[str] | frozenset[str]) -> list[str]:
-        return [
-            line.replace(short.name, question.name) if line.startswith(short.name) else line for line in lines
-        ]
-
-    return replace(
-        known,
-        answer=tuple(renamed(known.answer)),
-        additional=frozenset(renamed(known.additional)),
-        edns=reply.edns,
-    )
+    return _as_if_asked_for(question, question.name.removesuffix("dc.consul."), reply, consul)
 
 
 @difference("reverse-names-unknown")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 import dns.flags
@@ -141,6 +142,14 @@ def test_the_others_follow_in_random_order() -> None:
         order = [str(record) for record in dns.message.from_wire(b"\0\1" + raw).answer[0]]
         followers[order[0]] = order[1]
     assert len(set(followers.values())) > 2
+
+
+def test_an_order_that_means_something_is_kept() -> None:
+    ordered = replace(found("web.service.consul", "A", 8), ordered=True)
+    prepared = prepare(query("web.service.consul"), ordered, EVERYTHING, Random(3))
+    (raw,) = prepared.replies
+    records = list(dns.message.from_wire(b"\0\1" + raw).answer[0])
+    assert [record.to_wire() for record in records] == [choice.answer[0].data for choice in ordered.choices]
 
 
 def test_thousands_of_instances_are_not_prepared_thousands_of_times() -> None:

@@ -34,11 +34,12 @@ VARIANTS: list[tuple[int | None, bool]] = [(None, False), (4096, False), (None, 
 
 
 class Catalogue:
-    """Writes nodes of its own into Consul's catalogue, and takes them out again."""
+    """Writes nodes and prepared queries of its own into Consul, and takes them out again."""
 
     def __init__(self, agent: ConsulAgent) -> None:
         self.agent = agent
         self.nodes: set[str] = set()
+        self.queries: list[str] = []
 
     def add(
         self,
@@ -58,10 +59,29 @@ class Catalogue:
             body = {**node, "Checks": [{"Node": name, **check} for check in checks]}
             self.agent.request("PUT", "/v1/catalog/register", body)
 
+    def prepare(
+        self, name: str, service: str, ttl: str = "", *, template: bool = False, **rules: Any
+    ) -> None:
+        """Add a prepared query; for a template *name* is the prefix that names have to match."""
+        body = {"Name": name, "Service": {"Service": service, **rules}, "DNS": {"TTL": ttl}}
+        if template:
+            body["Template"] = {"Type": "name_prefix_match"}
+        self.queries.append(self.agent.request("POST", "/v1/query", body)["ID"])
+
     def clear(self) -> None:
         for name in self.nodes:
             self.agent.request("PUT", "/v1/catalog/deregister", {"Node": name})
         self.nodes.clear()
+        for query in self.queries:
+            self.agent.request("DELETE", f"/v1/query/{query}")
+        self.queries.clear()
+
+
+def proxy(destination: str, ident: str, port: int = 0, address: str = "", **fields: Any) -> dict[str, Any]:
+    """A sidecar proxy: how *destination* is reached in the service mesh."""
+    to = {"DestinationServiceName": destination}
+    name = f"{destination}-sidecar-proxy"
+    return service(name, ident, port, address, Kind="connect-proxy", Proxy=to, **fields)
 
 
 def service(name: str, ident: str, port: int = 80, address: str = "", **fields: Any) -> dict[str, Any]:
@@ -163,6 +183,39 @@ def fill(catalogue: Catalogue) -> None:
         )
     for i in range(60):
         catalogue.add(f"h{i}", f"10.3.0.{i}", [service("huge", f"b{j}", 100 * j + i) for j in range(2)])
+    catalogue.add(
+        "mesh",
+        "10.1.0.11",
+        [
+            proxy("web", "p1", 21000),
+            proxy("Web", "p2", 21001, "10.9.0.1", Tags=["v1"]),
+            proxy("web", "p3", 21002, "10.9.0.2"),
+            proxy("lonely", "p4", 21003, "2001:db8::99"),
+            proxy("sick", "p5", 21004, "10.9.0.5"),
+            service("native", "n1", 90, Connect={"Native": True}),
+            service("gate", "g1", 8443, Kind="ingress-gateway"),
+            service("gate", "g2", 8443, "10.9.0.6", Kind="ingress-gateway"),
+        ],
+        [
+            {"CheckID": "p3", "Name": "p3", "Status": "critical", "ServiceID": "p3"},
+            {"CheckID": "p5", "Name": "p5", "Status": "critical", "ServiceID": "p5"},
+        ],
+    )
+    # Written once, and left: the agent is this module's own, and nobody else asks for gateways.
+    http = {"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http"}}
+    catalogue.agent.request("PUT", "/v1/config", http)
+    listener = {"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}, {"Name": "behind"}]}
+    gateway = {"Kind": "ingress-gateway", "Name": "gate", "Listeners": [listener]}
+    catalogue.agent.request("PUT", "/v1/config", gateway)
+    catalogue.prepare("Plain", "web", "21s")
+    catalogue.prepare("with.dots", "web", Near="_agent")
+    catalogue.prepare("tagged", "web", Tags=["v1"], OnlyPassing=True)
+    catalogue.prepare("through", "web", Connect=True)
+    catalogue.prepare("many", "huge")
+    catalogue.prepare("aliased", "ext")
+    catalogue.prepare("weighed", "weights", OnlyPassing=True)
+    catalogue.prepare("ill", "sick")
+    catalogue.prepare("to-", "${name.suffix}", template=True)
     catalogue.add("onlynode", "10.1.0.9")
     catalogue.add("v6node", "2001:db8::9")
 
@@ -186,6 +239,17 @@ NAMES = [
     "connect", "ingress", "dc1", "service.dc1", "node.dc1", "dc1.service", "web", "web.connect",
     "web.ingress", "web.query", "x.web.connect", "ns", "ns.service", "consul.service",
     "_consul._tcp.service", "a.b.c.d",
+    "Web.connect.dc1", "web.connect.dc1.dc", "web.connect.dc9", "_web._tcp.connect", "lonely.connect",
+    "sick.connect", "native.connect", "web-sidecar-proxy.connect", "nope.connect",
+    "web-sidecar-proxy.service", "x.web.ingress", "web.ingress.dc1", "behind.ingress", "native.ingress",
+    "nope.ingress", "gate.service",
+    "web.virtual", "WEB.virtual", "x.web.virtual", "native.virtual", "sick.virtual", "nope.virtual",
+    "web.virtual.dc1", "web.virtual.peer", "virtual",
+    "plain.query", "PLAIN.query.dc1", "plain.query.dc1.dc", "plain.query.dc9", "with.dots.query",
+    "x.plain.query", "tagged.query", "through.query", "many.query", "aliased.query", "weighed.query",
+    "ill.query", "nope.query", "to-web.query", "to-cap.query", "to-dup.query", "to-nope.query",
+    "to-.query", "_plain._tcp.query",
+    "_with.dots._udp.query.dc1", "_plain._tcp",
 ]  # fmt: skip
 
 
@@ -261,7 +325,21 @@ def test_consuls_settings_mean_the_same(
             for qtype in ("A", "AAAA", "SRV")
             for edns, tcp in VARIANTS
         ]
-        asked += [Question(f"{name}.consul.", "A") for name in ("n1.node", "nope.node", "0a000001.addr")]
+        asked += [
+            Question(f"{name}.consul.", qtype, edns, tcp)
+            for name in (
+                "web.connect",
+                "web.ingress",
+                "native.connect",
+                "plain.query",
+                "to-dup.query",
+                "many.query",
+            )
+            for qtype in ("A", "SRV")
+            for edns, tcp in VARIANTS
+        ]
+        names = ["n1.node", "nope.node", "0a000001.addr", "web.virtual"]
+        asked += [Question(f"{name}.consul.", "A") for name in names]
         agree(asked, (Server((address.host, address.port)), Server(("127.0.0.1", agent.dns_port))))
 
 
@@ -277,6 +355,7 @@ def test_host_names_as_addresses(start_consul: Callable[..., ConsulAgent]) -> No
         agent = start_consul(config={"recursors": [f"127.0.0.1:{upstream.port}"]})
         catalogue = Catalogue(agent)
         catalogue.add("n1", "10.1.0.1", [service("ext", "e1", 443, "www.example.test")], meta={"k": "v"})
+        catalogue.prepare("aliased", "ext")
         backend = open_backend(agent.uri, Config())
         stack.callback(backend.close)
         here = Settings(
@@ -287,6 +366,7 @@ def test_host_names_as_addresses(start_consul: Callable[..., ConsulAgent]) -> No
         for question in (
             Question("ext.service.consul.", "A", 4096),
             Question("ext.service.consul.", "SRV", 4096),
+            Question("aliased.query.consul.", "A", 4096),
         ):
 
             def equal(question: Question = question) -> bool:
@@ -307,12 +387,16 @@ service_names = st.sampled_from(["web", "Web", "api", "db-1", "_odd"])
 tags = st.lists(st.sampled_from(["v1", "V1", "v2", "udp", "a.b"]), max_size=3)
 statuses = st.sampled_from(["passing", "passing", "warning", "critical"])
 services = st.builds(
-    lambda name, address, port, tag, passing, warning: service(
-        name, "", port, address,
-        Tags=tag, Weights={"Passing": passing, "Warning": warning},
+    lambda name, address, port, tag, passing, warning, mesh: service(
+        name, "", port + bool(mesh), address,
+        Tags=tag, Weights={"Passing": passing, "Warning": warning}, **mesh,
     ),
     service_names, st.one_of(st.just(""), addresses), st.integers(0, 3), tags,
     st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from([
+        {}, {}, {"Connect": {"Native": True}},
+        {"Kind": "connect-proxy", "Proxy": {"DestinationServiceName": "web"}},
+    ]),
 )  # fmt: skip
 nodes = st.dictionaries(
     node_names,
@@ -330,6 +414,11 @@ names = st.one_of(
               st.sampled_from(["tcp", "udp", "v1", "V2"])),
     st.builds(lambda name, right: f"{name}.node{right}.consul.",
               st.sampled_from(["n1", "NODE3", "n-4.x", "nope"]), st.sampled_from(["", ".dc1"])),
+    st.builds(lambda name, kind, right: f"{name}.{kind}{right}.consul.",
+              st.sampled_from(["web", "Api", "db-1", "_odd", "x.web", "nope"]),
+              st.sampled_from(["connect", "virtual", "ingress"]), st.sampled_from(["", ".dc1", ".dc9"])),
+    st.builds(lambda name, right: f"to-{name}.query{right}.consul.",
+              st.sampled_from(["web", "API", "db-1", "_odd", "nope"]), st.sampled_from(["", ".DC1", ".dc9"])),
 )  # fmt: skip
 questions = st.builds(
     lambda name, qtype, variant: Question(name, qtype, *variant),
@@ -350,6 +439,8 @@ questions = st.builds(
 def test_generated_catalogues(
     pair: tuple[Server, Server], catalogue: Catalogue, wanted: dict[str, Any], asked: list[Question]
 ) -> None:
+    if not catalogue.queries:
+        catalogue.prepare("to-", "${name.suffix}", "3s", template=True)
     for name in catalogue.nodes - set(wanted):
         catalogue.agent.request("PUT", "/v1/catalog/deregister", {"Node": name})
     catalogue.nodes &= set(wanted)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.model import NamesQuery, NodesQuery, Query, Reply
+from discovery.model import (
+    ConnectQuery,
+    NamesQuery,
+    NodesQuery,
+    PreparedQuery,
+    PreparedResult,
+    Query,
+    Reply,
+    ServiceName,
+)
 from resolver.explain import explain
 from resolver.zone import ZoneSettings
 from tests.resolver.world import entry, node
@@ -25,6 +34,10 @@ def read(query: Query) -> Reply:
             return Reply({"web": ()}, 1)
         case NodesQuery():
             return Reply((node(),), 1)
+        case PreparedQuery():
+            return Reply(PreparedResult(INSTANCES, ServiceName("web"), ttl=5.0), 1)
+        case ConnectQuery():
+            return Reply((entry("web-proxy", "10.9.0.1", 21000, status="critical"),), 1)
     return Reply(INSTANCES, 1)
 
 
@@ -40,6 +53,18 @@ def test_each_instance_has_its_reason() -> None:
     assert "'alive' is critical" in reasons[2]
     assert reasons[3] == "its address '2001:db8::5' makes no A record"
     assert "others have addresses" in reasons[4]
+
+
+def test_what_a_prepared_query_found_is_explained() -> None:
+    explanation = explain("q.query.consul", "A", read, ZoneSettings())
+    assert explanation.lines[0] == "NOERROR with 3 records, TTL 5"
+    assert [line.split()[0] for line in explanation.lines[1:]] == ["in", "out", "in", "in", "out", "out"]
+
+
+def test_the_proxies_of_a_service_are_explained() -> None:
+    explanation = explain("web.connect.consul", "A", read, ZoneSettings())
+    assert explanation.lines[0].startswith("NXDOMAIN")
+    assert "'alive' is critical" in explanation.lines[1]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,25 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any, cast
 
+import pytest
+
 from discovery.engine import Engine as DiscoveryEngine
 from discovery.engine import Known
 from discovery.errors import RegistryTimeout, RegistryUnavailable, RequestRejected
-from discovery.model import NamesQuery, NodesQuery, Query, ServiceName, ServiceQuery
+from discovery.model import (
+    ConnectQuery,
+    IngressQuery,
+    NamesQuery,
+    NodesQuery,
+    PreparedQuery,
+    PreparedResult,
+    Query,
+    ServiceName,
+    ServiceQuery,
+)
+from resolver import follow
 from resolver.engine import Answer, AnswerSettings, Engine
-from resolver.facts import Fact
+from resolver.facts import Fact, nothing
 from resolver.follow import Follower
 from resolver.zone import ZoneSettings
 from tests.resolver.world import SERIAL, entry, packet
@@ -162,10 +175,11 @@ def test_a_name_that_nobody_asks_for_is_dropped_and_one_that_is_asked_for_is_not
 
 def test_a_word_that_comes_after_the_name_was_dropped_is_not_taken_in() -> None:
     async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
-        follower.when_known(WEB, lambda: None)
+        told: list[bool] = []
+        follower.when_known(WEB, lambda: told.append(WEB in engine.facts))
         late = subscriptions.callbacks[WEB]
         subscriptions.say(WEB, ())
-        await until(lambda: WEB in engine.facts)
+        await until(lambda: told == [True])
         await until(lambda: WEB not in engine.facts)
         late(Known(WEB, (entry("web", "10.0.0.1"),)))
         subscriptions.say(NodesQuery(), ())
@@ -192,10 +206,123 @@ def test_a_data_centre_that_does_not_exist_costs_no_watch() -> None:
     run(use)
 
 
+STRANGERS = [
+    PreparedQuery("made-up"),
+    ConnectQuery(ServiceName("made-up")),
+    IngressQuery(ServiceName("made-up")),
+]
+
+
+@pytest.mark.parametrize("query", STRANGERS)
+@pytest.mark.parametrize("down", [False, True])
+def test_a_stranger_that_leads_nowhere_is_remembered_for_a_moment_and_not_followed(
+    query: Query, down: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "_NOTHING_KEPT", 0.05)
+
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        subscriptions.say(NamesQuery(), {"web": ()})
+        told: list[Fact] = []
+        follower.when_known(query, lambda: told.append(engine.facts[query]))
+        if down:
+            subscriptions.say(query, error=RegistryUnavailable("refused"))
+        else:
+            subscriptions.say(query, PreparedResult() if isinstance(query, PreparedQuery) else ())
+        await until(lambda: bool(told))
+        assert told == [Fact(None, stale=True, why="refused") if down else Fact(nothing(query))]
+        assert query not in subscriptions.callbacks
+        await until(lambda: query not in engine.facts)
+        follower.when_known(query, lambda: None)
+        assert query in subscriptions.callbacks, "and then it is asked for anew"
+
+    run(use)
+
+
+def test_proxies_of_a_listed_service_are_followed_before_there_are_any() -> None:
+    query = ConnectQuery(ServiceName("web"))
+
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        subscriptions.say(NamesQuery(), {"Web": ()})
+        await until(lambda: NamesQuery() in engine.facts)
+        follower.when_known(query, lambda: None)
+        subscriptions.say(query, ())
+        await until(lambda: query in engine.facts)
+        assert query in subscriptions.callbacks
+
+    run(use)
+
+
+@pytest.mark.parametrize("query", STRANGERS)
+def test_a_stranger_that_leads_somewhere_is_followed_until_it_does_not(query: Query) -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        found = (entry("web", "10.0.0.1"),)
+        is_prepared = isinstance(query, PreparedQuery)
+        follower.when_known(query, lambda: None)
+        subscriptions.say(query, PreparedResult(found) if is_prepared else found)
+        await until(lambda: query in engine.facts)
+        assert query in subscriptions.callbacks
+        subscriptions.say(query, PreparedResult() if is_prepared else ())
+        await until(lambda: query not in subscriptions.callbacks)
+        assert engine.facts[query] == Fact(nothing(query))
+
+    run(use)
+
+
+def test_as_many_prepared_queries_are_followed_as_can_be_polled() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        for number in range(100):
+            told: list[bool] = []
+            query = PreparedQuery(f"q{number}")
+            follower.when_known(query, lambda told=told: told.append(True))  # type: ignore[misc]
+            subscriptions.say(query, PreparedResult((entry("web", "10.0.0.1"),)))
+            await until(lambda told=told: bool(told))  # type: ignore[misc]
+        prepared = [query for query in subscriptions.callbacks if isinstance(query, PreparedQuery)]
+        assert len(prepared) == 64
+        assert PreparedQuery("q99") in prepared
+        assert PreparedQuery("q0") not in engine.facts
+
+    run(use)
+
+
+def test_a_new_order_of_what_has_none_is_no_news() -> None:
+    query = PreparedQuery("q")
+    one, two = entry("web", "10.0.0.1"), entry("web", "10.0.0.2")
+
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        follower.when_known(query, lambda: None)
+        seen = []
+        for ordered in (False, True):
+            for entries in ((one, two), (two, one)):
+                subscriptions.say(query, PreparedResult(entries, ordered=ordered))
+                await asyncio.sleep(0)
+                await until(lambda: query in engine.facts)
+                seen.append(engine.facts[query].value.entries)
+        assert seen == [(one, two), (one, two), (one, two), (two, one)]
+
+    run(use)
+
+
 def test_few_unknown_data_centres_are_asked_for_at_a_time() -> None:
     async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
         for number in range(100):
             follower.when_known(NamesQuery(f"dc{number}"), lambda: None)
         assert len(subscriptions.callbacks) == 2 + 16
+
+    run(use)
+
+
+def test_strangers_beyond_that_take_their_turn() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        told: list[int] = []
+        for number in range(200):
+            follower.when_known(PreparedQuery(f"q{number}"), lambda number=number: told.append(number))  # type: ignore[misc]
+        answered: set[Query] = set()
+        while waiting := [query for query in subscriptions.callbacks if query not in answered][2:]:
+            assert len(waiting) <= 16
+            answered.update(waiting)
+            for query in waiting:
+                subscriptions.say(query, PreparedResult())
+            await until(lambda: len(told) == len(answered))
+        assert told == list(range(16 + 64))
 
     run(use)

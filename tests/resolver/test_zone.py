@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dns.message
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.model import NamesQuery, NodesQuery, ServiceName, ServiceQuery
+from discovery.model import (
+    Address,
+    ConnectQuery,
+    IngressQuery,
+    NamesQuery,
+    NodesQuery,
+    PreparedQuery,
+    PreparedResult,
+    ServiceName,
+    ServiceQuery,
+)
 from resolver import records, wire
 from resolver.answers import Limits, render
-from resolver.facts import AddressesQuery, AliasQuery, Fact
+from resolver.facts import AddressesQuery, AliasQuery, Fact, Query
 from resolver.records import Found, Record, Soa
 from resolver.wire import Name, name_from_text
 from resolver.zone import Need, Unknown, ZoneSettings, resolve
@@ -409,6 +421,125 @@ def test_other_settings() -> None:
     assert resolve(query("web.service.consul"), WEB, settings, SERIAL) is None
 
 
+# --- the service mesh, and prepared queries
+
+PROXY = replace(
+    entry("web-sidecar-proxy", "10.9.0.1", 21000),
+    tagged_addresses={"consul-virtual": Address("240.0.0.1", 21000)},
+)
+RESULT = PreparedResult(
+    (entry("web", "10.0.0.1", 1), entry("web", "10.0.0.2", 2), entry("web", "10.0.0.3", 3)),
+    ServiceName("Web"),
+)
+MESH = facts(entry("web", "10.0.0.1"), entry("sick", "10.0.0.9", status="critical")) | {
+    ConnectQuery(ServiceName("web")): Fact((PROXY, replace(PROXY, node=node("host-2", "10.1.0.2")))),
+    ConnectQuery(ServiceName("lonely")): Fact((entry("lonely-proxy", "10.9.0.3", 21003),)),
+    ConnectQuery(ServiceName("sick")): Fact((replace(PROXY, checks=entry(status="critical").checks),)),
+    ConnectQuery(ServiceName("none")): Fact(()),
+    ConnectQuery(ServiceName("_tcp")): Fact(()),
+    ConnectQuery(ServiceName("web"), "dc2"): Fact(
+        (entry("p", "10.8.0.1", 2, on=node("far", "1.1.1.1", dc="dc2")),)
+    ),
+    IngressQuery(ServiceName("web")): Fact((entry("gateway", "", 8443),)),
+    IngressQuery(ServiceName("none")): Fact(()),
+    PreparedQuery("q"): Fact(RESULT),
+    PreparedQuery("q.with.dots"): Fact(replace(RESULT, ttl=21.0)),
+    PreparedQuery("q", "dc2"): Fact(replace(RESULT, entries=RESULT.entries[:1], dc="dc2")),
+    PreparedQuery("none"): Fact(PreparedResult()),
+    PreparedQuery("x.q"): Fact(PreparedResult()),
+}
+_123 = (1, 2, 3)
+MESH_RULES = [
+    ("web.connect.consul", "A", ["web.connect.consul. 7 A 10.9.0.1"]),
+    ("left.of.web.connect.consul", "A", ["left.of.web.connect.consul. 7 A 10.9.0.1"]),
+    ("web.connect.dc1.consul", "A", ["web.connect.dc1.consul. 7 A 10.9.0.1"]),
+    ("web.connect.dc2.consul", "SRV", ["web.connect.dc2.consul. 7 SRV 1 1 2 0a080001.addr.dc2.consul."]),
+    ("web.connect.consul", "AAAA", ["NODATA"]),
+    ("web.connect.consul", "TXT", ["NODATA"]),
+    ("lonely.connect.consul", "SRV", ["lonely.connect.consul. 3 SRV 1 1 21003 0a090003.addr.dc1.consul."]),
+    ("sick.connect.consul", "A", ["NXDOMAIN"]),
+    ("none.connect.consul", "A", ["NXDOMAIN"]),
+    ("_web._tcp.connect.consul", "SRV", ["NXDOMAIN"]),
+    ("web.ingress.consul", "A", ["web.ingress.consul. 7 A 10.1.0.1"]),
+    ("x.web.ingress.dc1.consul", "SRV", ["x.web.ingress.dc1.consul. 7 SRV 1 1 8443 host-1.node.dc1.consul."]),
+    ("none.ingress.consul", "A", ["NXDOMAIN"]),
+    ("web.virtual.consul", "A", ["web.virtual.consul. 9 A 240.0.0.1"]),
+    ("x.WEB.virtual.consul", "ANY", ["x.WEB.virtual.consul. 9 A 240.0.0.1"]),
+    ("web.virtual.consul", "AAAA", ["NODATA"]),
+    ("web.virtual.consul", "SRV", ["NODATA"]),
+    ("sick.virtual.consul", "A", ["sick.virtual.consul. 9 A 240.0.0.1"]),
+    ("lonely.virtual.consul", "A", ["NXDOMAIN"]),
+    ("none.virtual.consul", "A", ["NXDOMAIN"]),
+    ("web.virtual.dc1.consul", "A", ["NXDOMAIN"]),
+    ("web.virtual.peer.x.consul", "A", ["NXDOMAIN"]),
+    ("virtual.consul", "A", ["NODATA"]),
+    ("q.query.dc2.consul", "A", ["q.query.dc2.consul. 7 A 10.0.0.1"]),
+    ("Q.query.consul", "SRV", [f"Q.query.consul. 7 SRV 1 1 {n} 0a00000{n}.addr.dc1.consul." for n in _123]),
+    ("q.with.dots.query.consul", "A", [f"q.with.dots.query.consul. 21 A 10.0.0.{n}" for n in _123]),
+    ("_q._tcp.query.consul", "A", [f"_q._tcp.query.consul. 7 A 10.0.0.{n}" for n in _123]),
+    ("_q.with.dots._u.query.consul", "A", [f"_q.with.dots._u.query.consul. 21 A 10.0.0.{n}" for n in _123]),
+    ("q.query.consul", "AAAA", ["NODATA"]),
+    ("none.query.consul", "A", ["NXDOMAIN"]),
+    ("x.q.query.consul", "A", ["NXDOMAIN"]),
+]  # fmt: skip
+MESH_SETTINGS = ZoneSettings(service_ttl={"web": 7.0, "*": 3.0}, node_ttl=9)
+
+
+@pytest.mark.parametrize(("name", "qtype", "expected"), MESH_RULES)
+def test_rules_of_the_mesh_and_of_prepared_queries(name: str, qtype: str, expected: list[str]) -> None:
+    assert answer(name, qtype, MESH, MESH_SETTINGS) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("new.connect.consul", ConnectQuery(ServiceName("new"))),
+        ("new.ingress.dc2.consul", IngressQuery(ServiceName("new"), "dc2")),
+        ("new.virtual.consul", ConnectQuery(ServiceName("new"))),
+        ("New.query.consul", PreparedQuery("new")),
+    ],
+)
+def test_what_stands_in_no_list_is_asked_for(name: str, needed: Query) -> None:
+    assert resolve(query(name), MESH, SETTINGS, SERIAL) == Need(needed)
+
+
+def test_of_a_prepared_query_with_an_order_the_nearest_comes_first() -> None:
+    for ordered in (True, False):
+        known = {**MESH, PreparedQuery("q"): Fact(replace(RESULT, ordered=ordered))}
+        found = resolve(query("q.query.consul"), known, SETTINGS, SERIAL)
+        assert isinstance(found, Found)
+        assert [choice.answer[0].data[-1] for choice in found.choices] == [1, 2, 3]
+        assert found.ordered is ordered
+
+
+def test_a_failover_to_another_data_centre_gives_its_wide_addresses() -> None:
+    far = replace(entry("web", "10.0.0.1"), tagged_addresses={"wan": Address("192.0.2.1", 99)})
+    settings = ZoneSettings(translate_wan_addrs=True)
+    for dc, address in (("dc2", "192.0.2.1"), ("dc1", "10.0.0.1")):
+        known = {**MESH, PreparedQuery("q"): Fact(PreparedResult((far,), ServiceName("web"), dc))}
+        assert answer("q.query.consul", "A", known, settings) == [f"q.query.consul. 0 A {address}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["x.web.connect.consul", "x.web.ingress.consul", "x.web.virtual.consul", "q.query.consul"]
+)
+def test_names_that_anybody_can_make_up_are_not_kept_for_long(name: str) -> None:
+    found = resolve(query(name), MESH, SETTINGS, SERIAL)
+    assert isinstance(found, Found)
+    assert found.choices
+    assert not found.lasting
+
+
+@pytest.mark.parametrize(
+    "name", ["none.connect.consul", "none.ingress.consul", "none.virtual.consul", "none.query.consul"]
+)
+def test_stale_knowledge_denies_neither_proxies_nor_queries(name: str) -> None:
+    known = {asked: replace(fact, stale=True, why="down") for asked, fact in MESH.items()}
+    outcome = resolve(query(name), known, SETTINGS, SERIAL)
+    assert isinstance(outcome, Unknown)
+    assert outcome.why == "down"
+
+
 # --- what is not known, and what is stale
 
 
@@ -467,7 +598,12 @@ def test_nothing_known_is_a_temporary_failure(name: str) -> None:
 
 texts = st.text("abAB12._-", min_size=1, max_size=12)
 asked_names = st.lists(
-    st.one_of(texts, st.sampled_from(["service", "node", "addr", "_tcp", "dc1", "web", "v1", "query"])),
+    st.one_of(
+        texts,
+        st.sampled_from(
+            ["service", "node", "addr", "_tcp", "dc1", "web", "v1", "query", "virtual", "ingress"]
+        ),
+    ),
     max_size=5,
 ).map(lambda parts: ".".join([*parts, "consul"]))
 
@@ -489,6 +625,8 @@ def test_no_name_raises_and_every_negative_answer_has_its_soa(name: str, qtype: 
             assert all(choice.answer for choice in choices)
         case Need(NamesQuery(dc) | NodesQuery(dc)):
             assert dc is not None
+        case Need(ConnectQuery() | IngressQuery() | PreparedQuery()):
+            pass
         case _:
             raise AssertionError(outcome)
 
