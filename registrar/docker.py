@@ -34,7 +34,7 @@ from docker.utils import kwargs_from_env
 from discovery.errors import ConfigurationError, DiscoveryError
 from registrar.containers import Container, ContainerID, Summary, nanoseconds, signal_number
 
-__all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream"]
+__all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream", "SocketDeleted"]
 
 _SOCKETS: Final = ("/var/run/docker.sock", "/tmp/docker.sock")  # noqa: S108 where Registrator's users mount it
 _REQUEST_TIMEOUT: Final = 10.0  # s; an engine that takes longer for one container is as good as away
@@ -55,6 +55,15 @@ _FAILURES: Final = (
 
 class DockerUnavailable(DiscoveryError, ConnectionError):
     """The Docker engine could not be asked, broke off, or refused."""
+
+
+class SocketDeleted(DockerUnavailable):
+    """The engine's socket is gone for good: no waiting brings it back to this process.
+
+    A container that has the socket mounted keeps the very file. An engine that starts again (with
+    ``--live-restore`` its containers run on meanwhile) deletes it and makes a new one, which is mounted only
+    when the container is started again.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,7 @@ class Docker:
 
         Raises:
             DockerUnavailable: nobody answers.
+            SocketDeleted: nobody will ever answer here again.
             ConfigurationError: DOCKER_HOST or DOCKER_CERT_PATH cannot be used.
         """
         self.close()
@@ -176,8 +186,17 @@ class Docker:
         except docker.errors.TLSParameterError as exc:
             raise ConfigurationError(f"cannot use Docker's TLS variables: {exc}") from exc
         options.setdefault("base_url", self.where)
+        try:
+            with self._translated():
+                _knock(self.where)
+        except DockerUnavailable as exc:
+            if isinstance(exc.__cause__, ConnectionRefusedError) and _is_deleted(self.where):
+                raise SocketDeleted(
+                    f"nobody listens at {self.where}, and the file was deleted: Docker makes a new one, "
+                    "which only a new start of this container will mount (docker run --restart always)"
+                ) from exc
+            raise
         with self._translated():
-            _knock(self.where)
             self._client = client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
             self._direct = _Direct(client, self._timeout)
             raw = client.info()
@@ -369,11 +388,23 @@ class _Direct:
 
 def _knock(where: str) -> None:
     """Raise OSError where nobody listens at a unix socket: the SDK leaves a socket open then."""
-    scheme, _, path = where.partition("://")
-    if scheme in ("unix", "http+unix"):
+    if path := _socket_path(where):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_KNOCK_TIMEOUT)
-            sock.connect(f"/{path.lstrip('/')}")
+            sock.connect(path)
+
+
+def _is_deleted(where: str) -> bool:
+    """True when the socket is in no directory any more, and only a mount still leads to it."""
+    try:
+        return bool(path := _socket_path(where)) and Path(path).stat().st_nlink == 0
+    except OSError:
+        return False  # no such file here: one may come
+
+
+def _socket_path(where: str) -> str:
+    scheme, _, path = where.partition("://")
+    return f"/{path.lstrip('/')}" if scheme in ("unix", "http+unix") else ""
 
 
 def _default_socket() -> str:

@@ -46,7 +46,7 @@ from registrar.checks import Probe
 from registrar.config import Settings
 from registrar.containers import Container, ContainerID, Summary
 from registrar.desired import Desired, Host, desire
-from registrar.docker import DockerUnavailable, EngineInfo, Event
+from registrar.docker import DockerUnavailable, EngineInfo, Event, SocketDeleted
 from registrar.metrics import Metrics
 from registrar.owner import Owner, owner_name
 from registrar.picture import Picture, Row
@@ -349,6 +349,8 @@ class Reconciler:
                 # engine answers before it has subscribed us.)
                 since = self._last_event_at or max(0, info.now - int(REPLAY * 1e9))
                 events = self._engine.events(since)
+            except SocketDeleted:
+                raise  # ends the process: only its restart policy can mount the new socket
             except DiscoveryError as exc:
                 self._say("engine", logging.WARNING, f"waiting for Docker: {exc}", type(exc))
                 self._stopping.wait(pauses.next())

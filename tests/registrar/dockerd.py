@@ -19,7 +19,7 @@ import requests
 
 from tests.tools import wait_until
 
-__all__ = ["IMAGE", "OBEDIENT", "Dockerd", "busybox"]
+__all__ = ["IMAGE", "OBEDIENT", "Dockerd", "LiveRestored", "busybox"]
 
 IMAGE = "python-micro-service"
 OBEDIENT = ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
@@ -36,6 +36,9 @@ class Dockerd:
         dockerd.run("web", publish_all_ports=True)
     """
 
+    runs = "exec dockerd {places}"
+    """What the first process of its namespaces does."""
+
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="portcall-dockerd-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,7 +52,7 @@ class Dockerd:
         # The mounts are its own, so that what it leaves mounted ends with it; --kill-child takes every
         # process of its pid namespace along.
         places = f"--data-root {d}/data --exec-root {d}/exec --pidfile {d}/pid -H {self.url}"
-        script = f"ip link set lo up && exec dockerd {places}"
+        script = f"ip link set lo up && {self.runs.format(places=places)}"
         namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with (d / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -71,8 +74,7 @@ class Dockerd:
         """SIGKILL the daemon and every container with it."""
         self.client.close()
         if self._process is not None:
-            unshare = self._process.pid
-            children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
+            children = self._children()
             self._process.kill()
             self._process.wait()
             self._process = None
@@ -83,6 +85,12 @@ class Dockerd:
         # Process ids of the namespace that is gone: the next daemon would take its own for containerd's.
         (self._directory / "pid").unlink(missing_ok=True)
         shutil.rmtree(self._directory / "exec", ignore_errors=True)
+
+    def _children(self) -> list[str]:
+        """The process id, out here, of the first process in there."""
+        assert self._process is not None
+        unshare = self._process.pid
+        return Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
 
     def restart(self) -> None:
         self.kill()
@@ -120,6 +128,25 @@ class Dockerd:
             with contextlib.suppress(docker.errors.NotFound, requests.RequestException):
                 one.remove(force=True)
         self.client.networks.prune()
+
+
+class LiveRestored(Dockerd):
+    """A daemon whose containers run on while it is started again."""
+
+    runs = "while :; do dockerd --live-restore {places}; done"
+
+    def restart(self) -> None:
+        """Stop the daemon alone, as a package's update does; the shell in there starts it again."""
+        socket_file = self._directory / "docker.sock"
+        before = socket_file.stat().st_ino
+        pid = (self._directory / "pid").read_text()
+        (child,) = self._children()
+        subprocess.run(["nsenter", f"--target={child}", "--pid", "sh", "-c", f"kill -TERM {pid}"], check=True)
+
+        def replaced() -> bool:
+            return socket_file.exists() and socket_file.stat().st_ino != before and _answers(str(socket_file))
+
+        wait_until(replaced, _STARTED, message="dockerd answers at a new socket")
 
 
 def _answers(path: str) -> bool:
