@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dns.message
@@ -47,6 +49,22 @@ def start_resolver() -> Iterator[Start]:
             return started.enter_context(Resolver(settings, backend, config=config))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 and dns.example.test that signs itself, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-days", "2", "-subj", "/CN=dns.example.test",
+         "-addext", "subjectAltName=IP:127.0.0.1,DNS:dns.example.test",
+         "-keyout", path, "-out", f"{path}.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with path.open("a") as both:
+        both.write(Path(f"{path}.crt").read_text())
+    return path
 
 
 def ask(

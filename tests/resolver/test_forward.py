@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -333,22 +332,6 @@ def test_the_longest_domain_decides() -> None:
 
 
 # --- TLS
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 and dns.example.test that signs itself, with its key."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-days", "2", "-subj", "/CN=dns.example.test",
-         "-addext", "subjectAltName=IP:127.0.0.1,DNS:dns.example.test",
-         "-keyout", path, "-out", f"{path}.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    with path.open("a") as both:
-        both.write(Path(f"{path}.crt").read_text())
-    return path
 
 
 async def serve_tls(certificate: Path, use: Callable[[int, list[int]], Awaitable[object]]) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -35,8 +36,12 @@ def reply(request: dns.message.Message, *records: str, rcode: int = dns.rcode.NO
 class Upstream:
     """Serves in a thread; remembers what it was asked."""
 
-    def __init__(self, handler: Handler, *, port: int | None = None) -> None:
+    def __init__(
+        self, handler: Handler, *, port: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """*tls*: what connections are secured with; None: plain TCP."""
         self.handler = handler
+        self._tls = tls
         self.asked: list[tuple[str, str, dns.message.Message, tuple[str, int]]] = []
         """(question as text, transport, request, where it came from)"""
         self.port = port or free_port()
@@ -86,9 +91,11 @@ class Upstream:
             sock.sendto(answer, client)
 
     def _connection(self, listener: socket.socket) -> None:
-        connection, client = listener.accept()
-        with connection:
-            connection.settimeout(2.0)
+        accepted, client = listener.accept()
+        accepted.settimeout(2.0)
+        with (
+            accepted if self._tls is None else self._tls.wrap_socket(accepted, server_side=True) as connection
+        ):
             length = int.from_bytes(_exactly(connection, 2))
             for answer in self._answers(_exactly(connection, length), "tcp", client):
                 connection.sendall(len(answer).to_bytes(2) + answer)
