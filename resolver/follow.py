@@ -200,8 +200,15 @@ class Follower:
         if followed.expiry is not None:
             followed.expiry.cancel()
             followed.expiry = None
+        before = self._engine.facts.get(query)
         if query == NamesQuery():
-            self._tell_transition(self._engine.facts.get(query), fact)
+            self._tell_transition(before, fact)
+        elif query == NodesQuery() and _is_hidden(fact) and not (before and _is_hidden(before)):
+            log.warning(
+                "%s shows no node, not even its own, so that no name exists: it hides what no token allows; "
+                "set CONSUL_HTTP_TOKEN to one with node:read and service:read",
+                self._discovery.catalogue.where,
+            )
         self._engine.learn(query, fact)
         if not fact.stale:
             self.lag = max(0.0, self._loop.time() - fetched_at)
@@ -294,6 +301,14 @@ class Follower:
         prepared = [one for one in self._followed.values() if isinstance(one.query, PreparedQuery)]
         if len(prepared) >= _MAX_PREPARED:
             self._unfollow(min(prepared, key=lambda one: one.asked_at).query)
+
+
+def _is_hidden(nodes: Fact) -> bool:
+    """Whether the catalogue's ACLs keep it from us: an agent that shows anything shows itself.
+
+    Consul 1.8 does not say that it filtered an answer.
+    """
+    return not nodes.stale and nodes.value is not None and not nodes.value.by_name
 
 
 def _to_fact(query: model.Query, known: Known) -> Fact:

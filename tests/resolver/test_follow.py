@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -36,6 +37,8 @@ WEB = ServiceQuery(ServiceName("web"))
 
 class Subscriptions:
     """Stands in for discovery's engine: remembers who subscribed and says what the test wants."""
+
+    catalogue = SimpleNamespace(where="http://127.0.0.1:8500")
 
     def __init__(self) -> None:
         self.callbacks: dict[Query, Callable[[Known], None]] = {}

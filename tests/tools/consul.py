@@ -71,17 +71,20 @@ class ConsulAgent:
         data_dir: Path | None = None,
         config: Mapping[str, Any] | None = None,
         binary: str | None = None,
+        token: str = "",
     ) -> None:
         """Only describe the agent; `start` runs it.
 
         Args:
             data_dir: where a persistent server keeps its state; None for a dev agent.
-            config: further keys of Consul's JSON agent configuration.
+            config: further keys of Consul's JSON agent configuration; of ports, those that are not its own.
             binary: the executable; None for `consul_bin()`.
+            token: sent with each request; an agent that denies by default shows nothing without.
         """
         self.binary = binary or consul_bin()
         self.data_dir = data_dir
         self.config = dict(config or {})
+        self.token = token
         self.http_port = 0
         self.dns_port = 0
         self._ports: dict[str, int] = {}
@@ -179,7 +182,8 @@ class ConsulAgent:
             urllib.error.HTTPError: any status but 2xx.
         """
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, method=method)
+        headers = {"X-Consul-Token": self.token} if self.token else {}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         with _open_url(request, timeout=timeout) as response:
             text = response.read()
         return json.loads(text) if text.strip() else None
@@ -199,13 +203,13 @@ class ConsulAgent:
 
     def _spawn(self) -> None:
         assert self._scratch is not None
-        ports = {**self._ports, "serf_wan": -1, "grpc": -1, "https": -1}
+        ports = {"serf_wan": -1, "grpc": -1, "https": -1, **self.config.get("ports", {}), **self._ports}
         if self.version >= (1, 14):
             ports["grpc_tls"] = -1  # a dev agent opens it by default; older releases reject the key
         # A server of one elects itself after an election time-out: 5 s and more, unless raft is told that
         # this is no wide-area cluster.
         performance = {"raft_multiplier": 1}
-        config = {"ports": ports, "performance": performance, "disable_update_check": True, **self.config}
+        config = {"performance": performance, "disable_update_check": True, **self.config, "ports": ports}
         config_file = self._scratch / "agent.json"
         config_file.write_text(json.dumps(config))
         mode = ["-dev"]
