@@ -29,6 +29,7 @@ __all__ = [
     "HealthCheck",
     "IngressQuery",
     "Instance",
+    "Mesh",
     "Node",
     "NodeName",
     "NamesQuery",
@@ -56,6 +57,7 @@ CheckID = NewType("CheckID", str)
 NodeName = NewType("NodeName", str)
 
 Status = Literal["passing", "warning", "critical"]
+Mesh = Literal["", "native", "sidecar"]
 Source = Literal["static", "shared", "http", "dns", "disk"]
 
 NODE_MAINTENANCE: Final = "_node_maintenance"
@@ -222,6 +224,9 @@ class Registration:
     weights: Weights = Weights()
     enable_tag_override: bool = False
     checks: tuple[Check, ...] = ()
+    mesh: Mesh = ""
+    """Its part in Consul's service mesh: ``native`` when it speaks Connect itself, ``sidecar`` when the agent
+    is to register a proxy with it; empty: none."""
 
 
 # --- questions to the catalogue, and what comes back -------------------------------------------------

@@ -258,6 +258,7 @@ class _Deciding:
         meta = self._meta(values)
         weight, weight_rule = extensions.weight(port)
         override, override_rule = extensions.tag_override(port)
+        mesh, mesh_rule = extensions.mesh(port)
         check_rules = ", ".join(
             value.origin for key, value in values.items() if key.startswith("check_") and value.text
         )
@@ -289,6 +290,7 @@ class _Deciding:
                 tagged_addresses=place.tagged,
                 weights=Weights(passing=weight),
                 enable_tag_override=override,
+                mesh=mesh,
                 checks=(*checks, *self._own_checks(service_id)),
             )
             choices = [
@@ -305,6 +307,7 @@ class _Deciding:
                 ),
                 *([Choice("weight", str(weight), weight_rule)] if weight_rule else []),
                 *([Choice("tag override", str(override), override_rule)] if override_rule else []),
+                *([Choice("mesh", mesh, mesh_rule)] if mesh_rule else []),
             ]
             signed = self.host.owner.sign(registration, self.container.id)
             yield Decision(port, signed, place.rule, tuple(choices), default_id and not position, probes)

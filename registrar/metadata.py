@@ -12,6 +12,8 @@ Registrator makes Meta of, gets another meaning:
     portcall.network=NAME               with -internal: the network whose address is registered
     portcall.weight=N                   DNS SRV weight (1 to 65535); portcall.<port>.weight for one port
     portcall.tag-override=true          others may set the tags (Consul: EnableTagOverride); also per port
+    portcall.mesh=sidecar               a proxy for Consul's service mesh beside it (native: it is its own);
+                                        also per port
 
 Laws:
 - Pure.
@@ -30,13 +32,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+from discovery.model import Mesh
 from registrar.containers import Container, Port, Protocol
 
 __all__ = ["Extensions", "Metadata", "Problem", "Value", "split_tags"]
 
 PREFIX: Final = "SERVICE_"
 EXTENSION_PREFIX: Final = "portcall."
-EXTENSIONS: Final = ("expose", "network", "weight", "tag-override", "<port>.weight", "<port>.tag-override")
+EXTENSIONS: Final = (
+    *("expose", "network", "weight", "tag-override", "mesh"),
+    *("<port>.weight", "<port>.tag-override", "<port>.mesh"),
+)
 
 _SCOPED: Final = re.compile(r"(?P<low>\d+)(?:-(?P<high>\d+))?(?:_(?P<protocol>tcp|udp|sctp))?_(?P<key>.+)\Z")
 _GENERIC_RANK: Final = (0, 0, 0)
@@ -163,6 +169,10 @@ class Extensions:
         text, origin = self._for_port(port, "tag-override")
         return text == "true", origin
 
+    def mesh(self, port: Port) -> tuple[Mesh, str]:
+        text, origin = self._for_port(port, "mesh")
+        return cast(Mesh, text), origin
+
     def _for_port(self, port: Port, key: str) -> tuple[str, str]:
         for exact in (f"{port.number}.{key}", key):
             if exact in self.labels:
@@ -185,6 +195,9 @@ def _check_extension(key: str, text: str) -> list[Port]:
         case "tag-override":
             if text not in ("true", "false"):
                 raise ValueError("it is neither true nor false; write true or false")
+        case "mesh":
+            if text not in ("sidecar", "native"):
+                raise ValueError("it is no part in a service mesh; write sidecar or native")
         case "network" if key == name:
             pass
         case "expose" if key == name:

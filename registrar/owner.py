@@ -98,6 +98,8 @@ def _digest(registration: Registration) -> str:
                 replace(check, header=MappingProxyType(dict(sorted(check.header.items()))))
                 for check in registration.checks
             ],
+            # Only where there is one: a release that adds a field shall not write every service again.
+            *([registration.mesh] if registration.mesh else []),
         )
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

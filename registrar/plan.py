@@ -123,6 +123,7 @@ def plan(
 
 def differences(actual: Registration, desired: Registration) -> tuple[str, ...]:
     """Name the fields in which *actual* is not *desired*; checks are compared by the digest in Meta."""
+    # Not ``mesh``: of a sidecar the agent does not tell. The digest has it.
     fields = ("name", "port", "address", "weights", "enable_tag_override")
     changed = [name for name in fields if getattr(actual, name) != getattr(desired, name)]
     # With EnableTagOverride others may set the tags (Consul: anti-entropy): theirs are not ours to undo.

@@ -514,10 +514,20 @@ def test_weights_and_tag_override() -> None:
     assert (http.enable_tag_override, https.enable_tag_override) == (True, False)
 
 
+def test_347_664_a_part_in_the_service_mesh() -> None:
+    labels = {"portcall.mesh": "sidecar", "portcall.443.mesh": "native"}
+    made = [registered(publish=TWO_PORTS, labels=labels, port=port) for port in ("80/tcp", "443/tcp")]
+    assert [one.mesh for one in made] == ["sidecar", "native"]
+    assert registered(publish=TWO_PORTS).mesh == ""
+    digests = {registered(publish=PUBLISHED, labels=one).meta[META_SPEC] for one in ({}, labels)}
+    assert len(digests) == 2, "a change of it is noticed, though agents do not tell it"
+
+
 @pytest.mark.parametrize(
     ("label", "value", "message"),
     [
         ("portcall.weight", "0", "from 1 to 65535"),
+        ("portcall.mesh", "true", "write sidecar or native"),
         ("portcall.80.weight", "many", "from 1 to 65535"),
         ("portcall.tag-override", "yes", "write true or false"),
         ("portcall.expose", "http", "'http' is no port"),

@@ -395,6 +395,26 @@ def test_internal_registers_what_a_late_network_gives(
     wait_until(lambda: address() == docker_says("back"))
 
 
+def test_347_664_a_sidecar_is_the_agents_and_goes_with_its_service(
+    dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
+) -> None:
+    running = loop()
+    web = dockerd.run("web", publish_all_ports=True, labels={"portcall.mesh": "sidecar"})
+    dockerd.run("shop", publish_all_ports=True, labels={"portcall.mesh": "native", "SERVICE_NAME": "shop"})
+    sidecar = "host-1:web:5000-sidecar-proxy"
+    wait_until(lambda: set(services(consul_agent)) == {"host-1:web:5000", "host-1:shop:5000", sidecar})
+    row = services(consul_agent)[sidecar]
+    assert (row["Kind"], row["Service"]) == ("connect-proxy", f"{IMAGE}-sidecar-proxy")
+    assert row["Proxy"]["DestinationServiceID"] == "host-1:web:5000"
+    assert services(consul_agent)["host-1:shop:5000"]["Connect"] == {"Native": True}
+    before = services(consul_agent)
+    for _ in range(3):
+        running.settle()
+    assert services(consul_agent) == before
+    web.remove(force=True)
+    wait_until(lambda: set(services(consul_agent)) == {"host-1:shop:5000"})
+
+
 def test_a_change_does_not_lift_an_operators_maintenance_mode(
     dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
 ) -> None:

@@ -355,6 +355,12 @@ def registration_to_json(registration: Registration) -> dict[str, Any]:
         raw["Weights"] = {"Passing": registration.weights.passing, "Warning": registration.weights.warning}
     if registration.enable_tag_override:
         raw["EnableTagOverride"] = True
+    match registration.mesh:
+        case "native":
+            raw["Connect"] = {"Native": True}
+        case "sidecar":
+            # A sidecar without Meta inherits its service's, and with it marks of whom that belongs to.
+            raw["Connect"] = {"SidecarService": {"Meta": {"sidecar-of": registration.id}}}
     if registration.checks:
         raw["Checks"] = [check_to_json(check) for check in registration.checks]
     return raw
@@ -372,6 +378,8 @@ def registration_from_json(raw: Mapping[str, Any]) -> Registration:
         tagged_addresses=_tagged_addresses(raw),
         weights=_weights(raw.get("Weights")),
         enable_tag_override=bool(raw.get("EnableTagOverride")),
+        # Of a sidecar the service's row says nothing: it is a row of its own.
+        mesh="native" if (raw.get("Connect") or {}).get("Native") else "",
     )
 
 
