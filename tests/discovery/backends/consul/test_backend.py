@@ -5,10 +5,12 @@ That it does the right thing with an agent's right answers is the contract suite
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from discovery import backends
 from discovery.backends import open_backend
 from discovery.backends.consul import Consul
 from discovery.config import Config, ConsulConfig
@@ -68,6 +70,18 @@ def test_a_uri_of_no_known_registry_is_refused_with_those_that_are(uri):
         open_backend(uri, Config())
     assert f"no backend for the registry URI {uri!r}; known are " in str(caught.value)
     assert "consul://" in str(caught.value)
+
+
+def test_other_distributions_bring_backends_and_do_not_replace_ours(tmp_path, monkeypatch):
+    (tmp_path / "other-1.0.dist-info").mkdir()
+    (tmp_path / "other-1.0.dist-info" / "METADATA").write_text("Name: other\nVersion: 1.0\n")
+    (tmp_path / "other-1.0.dist-info" / "entry_points.txt").write_text(
+        "[discovery.backends]\nother = builtins:max\nconsul = builtins:max\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backends, "_installed", functools.cache(backends._installed.__wrapped__))
+    assert open_backend("other://", "another argument") == "other://"
+    assert isinstance(open_backend("consul://", Config()), Consul)
 
 
 def test_a_uri_with_a_wrong_address_is_refused():
