@@ -254,12 +254,14 @@ class Service:
 class Loan:
     """One call to an instance: counted while it lasts, judged by how it ends."""
 
-    __slots__ = ("_began_at", "_instance", "_tally")
+    __slots__ = ("_began_at", "_instance", "_tally", "ok")
 
     def __init__(self, tally: Tally, instance: Instance) -> None:
         self._tally = tally
         self._instance = instance
         self._began_at = 0.0
+        self.ok = True
+        """False: it failed, although no exception says so."""
 
     def __enter__(self) -> Instance:
         with self._tally.lock:
@@ -273,7 +275,7 @@ class Loan:
         # A cancelled call or an interrupted program says nothing about the instance.
         if kind is None or issubclass(kind, Exception):
             latency = time.monotonic() - self._began_at
-            self._tally.report(self._instance, ok=kind is None, latency=latency)
+            self._tally.report(self._instance, ok=kind is None and self.ok, latency=latency)
 
 
 class Trial:

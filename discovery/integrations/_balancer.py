@@ -16,7 +16,7 @@ import enum
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
@@ -26,6 +26,7 @@ from discovery.client import Client, default_client
 from discovery.errors import ConfigurationError, InvalidName, LookupFailed
 from discovery.model import Instance, ServiceName
 from discovery.names import fold, service_name
+from discovery.service import Loan
 
 __all__ = ["Balancer", "Fate", "Options", "Target", "Trial", "port_of"]
 
@@ -38,6 +39,9 @@ CONNECT_TIMEOUT: Final = 5.0
 """Seconds to connect where the library would wait for ever: an instance whose machine is gone does not even
 refuse, and the others would have answered long since."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}  # RFC 9110 section 4.2, RFC 6455
+FAULTS: Final = frozenset(range(500, 600)) - {501, 505}
+"""Status codes that count as failures of the instance (RFC 9110 section 15.6). These two are no fault of its:
+all the others would say the same to the same request."""
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 section 9.2.2
 
 
@@ -168,6 +172,7 @@ class Trial:
         self._harmless = harmless
         self._tried: list[Instance] = []
         self._failure: Exception | None = None
+        self._loan: Loan | None = None
 
     @contextmanager
     def borrow(self) -> Iterator[Instance]:
@@ -177,22 +182,19 @@ class Trial:
             Exception: what the last attempt failed with, when no other instance is left.
             DiscoveryError: as ``Client.lookup``, at the first attempt.
         """
-        target = self._target
-        with ExitStack() as stack:
-            try:
-                instance = stack.enter_context(
-                    self._balancer.client.borrow(
-                        target.name, tags=target.tags, dc=target.dc, exclude=tuple(self._tried)
-                    )
-                )
-            except LookupFailed:
-                if self._failure is None:
-                    raise
-                self._failure.add_note(f"tried {self._names()}; there is no other instance")
-                raise self._failure from None
-            self._tried.append(instance)
-            began_at = time.monotonic()
-            error: BaseException | None = None
+        target, client = self._target, self._balancer.client
+        try:
+            instance = client.lookup(target.name, tags=target.tags, dc=target.dc, exclude=tuple(self._tried))
+        except LookupFailed:
+            if self._failure is None:
+                raise
+            self._failure.add_note(f"tried {self._names()}; there is no other instance")
+            raise self._failure from None
+        self._tried.append(instance)
+        self._loan = client._lend(instance)
+        began_at = time.monotonic()
+        error: BaseException | None = None
+        with self._loan:
             try:
                 yield instance
             except BaseException as exc:
@@ -201,6 +203,11 @@ class Trial:
             finally:
                 seconds = time.monotonic() - began_at
                 observe.attempted(lambda: self._event(instance, seconds, error))
+
+    def answered(self, status: int) -> None:
+        """The instance that was lent last has answered with *status*."""
+        if status in FAULTS and self._loan is not None:
+            self._loan.ok = False
 
     def again(self, exc: Exception, fate: Fate) -> bool:
         """Say whether to borrow another instance, after *exc* from this one."""

@@ -78,6 +78,7 @@ class Middleware:
                     connections.used_by(request)
                     response = await handler(request)
                     connections.answered(response)
+                    trial.answered(response.status)
                     return response
             except aiohttp.ClientConnectionError as exc:
                 if not trial.again(exc, _fate(exc, request)):

@@ -76,7 +76,9 @@ class Transport(httpx.BaseTransport):
             while True:
                 try:
                     with trial.borrow() as instance, self._pools.lease(target, instance) as pool:
-                        return pool.send(_addressed(request, target, instance))
+                        response = pool.send(_addressed(request, target, instance))
+                        trial.answered(response.status_code)
+                        return response
                 except httpx.TransportError as exc:
                     if not trial.again(exc, _fate(exc)):
                         raise
@@ -121,7 +123,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             while True:
                 try:
                     with trial.borrow() as instance, self._pools.lease(target, instance) as pool:
-                        return await pool.send(_addressed(request, target, instance))
+                        response = await pool.send(_addressed(request, target, instance))
+                        trial.answered(response.status_code)
+                        return response
                 except httpx.TransportError as exc:
                     if not trial.again(exc, _fate(exc)):
                         raise

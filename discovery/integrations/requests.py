@@ -128,6 +128,7 @@ class Adapter(HTTPAdapter):
                 with trial.borrow() as instance, self._pools.lease(target, instance) as adapter:
                     response = adapter.send(named, stream, timeout, verify, cert, proxies={})
                     response.request = request
+                    trial.answered(response.status_code)
                     if not stream:
                         response.content  # noqa: B018 - reads the body and keeps it
                     return response

@@ -138,7 +138,9 @@ class _ServicePool(HTTPConnectionPool):
             while True:
                 try:
                     with trial.borrow() as instance, self._pools.lease(self._target, instance) as pool:
-                        return pool.urlopen(method, url, body, named, **kw)
+                        response = pool.urlopen(method, url, body, named, **kw)
+                        trial.answered(response.status)
+                        return response
                 except HTTPError as exc:
                     if not trial.again(exc, _fate(exc)):
                         raise

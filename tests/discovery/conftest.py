@@ -72,11 +72,13 @@ def client(connect: Callable[..., Client]) -> Client:
 def register(registry: Backend) -> Callable[..., str]:
     """Register an instance on 127.0.0.1 and return its id, `<name>-<port>`."""
 
-    def add(name: str, port: int, *, status: Status = "passing", **more: object) -> str:
+    def add(
+        name: str, port: int, *, address: str = "127.0.0.1", status: Status = "passing", **more: object
+    ) -> str:
         identity = f"{name}-{port}"
         check = Check(CheckID(f"check-{identity}"), f"check of {identity}", ttl=600.0, initial_status=status)
         registration = Registration(
-            ServiceID(identity), ServiceName(name), port, "127.0.0.1", checks=(check,), **more
+            ServiceID(identity), ServiceName(name), port, address, checks=(check,), **more
         )
         registry.register(registration)
         return identity

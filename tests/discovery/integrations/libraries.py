@@ -24,6 +24,7 @@ __all__ = ["LIBRARIES", "Library"]
 T = TypeVar("T")
 TIMEOUT = 20.0  # s; for the tests' own patience
 Finish = Callable[[], Any]
+Parameters = dict[str, str]
 
 
 class Library(Protocol):
@@ -31,12 +32,12 @@ class Library(Protocol):
 
     error: type[Exception]
     """The base of what the library raises when nobody answers."""
-    affordable: int
-    """How many requests a test of many may make: httpx takes more than a millisecond for each in asyncio."""
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None: ...
 
-    def request(self, method: str, url: str, body: str | None = None) -> Any:
+    def request(
+        self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
+    ) -> Any:
         """Return the JSON of the answer."""
 
     def begin(self, url: str) -> Finish:
@@ -50,14 +51,18 @@ class Library(Protocol):
 
 class Requests:
     error = requests.RequestException
-    affordable = 3000
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
         self.session = Session(**options)
         self.verify = cafile or True
 
-    def request(self, method: str, url: str, body: str | None = None) -> Any:
-        return self.session.request(method, url, data=body, verify=self.verify, timeout=TIMEOUT).json()
+    def request(
+        self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
+    ) -> Any:
+        response = self.session.request(
+            method, url, params=parameters, data=body, verify=self.verify, timeout=TIMEOUT
+        )
+        return response.json()
 
     def begin(self, url: str) -> Finish:
         response = self.session.get(url, stream=True, timeout=TIMEOUT)
@@ -72,12 +77,15 @@ class Requests:
 
 class Urllib3:
     error = urllib3.exceptions.HTTPError
-    affordable = 3000
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
         self.manager = PoolManager(ca_certs=cafile, maxsize=8, **options)
 
-    def request(self, method: str, url: str, body: str | None = None) -> Any:
+    def request(
+        self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
+    ) -> Any:
+        if parameters:
+            return self.manager.request_encode_url(method, url, parameters, timeout=TIMEOUT).json()
         return self.manager.request(method, url, body=body, timeout=TIMEOUT).json()
 
     def begin(self, url: str) -> Finish:
@@ -93,14 +101,15 @@ class Urllib3:
 
 class Httpx:
     error = httpx.TransportError
-    affordable = 3000
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
         self.transport = Transport(verify=_tls(cafile), **options)
         self.client = httpx.Client(transport=self.transport, timeout=TIMEOUT, follow_redirects=True)
 
-    def request(self, method: str, url: str, body: str | None = None) -> Any:
-        return self.client.request(method, url, content=body).json()
+    def request(
+        self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
+    ) -> Any:
+        return self.client.request(method, url, params=parameters, content=body).json()
 
     def begin(self, url: str) -> Finish:
         response = self.client.send(self.client.build_request("GET", url), stream=True)
@@ -137,15 +146,16 @@ class _Asynchronous:
 
 class HttpxAsync(_Asynchronous):
     error = httpx.TransportError
-    affordable = 600
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
         super().__init__()
         self.transport = AsyncTransport(verify=_tls(cafile), **options)
         self.client = httpx.AsyncClient(transport=self.transport, timeout=TIMEOUT, follow_redirects=True)
 
-    def request(self, method: str, url: str, body: str | None = None) -> Any:
-        return self.run(self.client.request(method, url, content=body)).json()
+    def request(
+        self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
+    ) -> Any:
+        return self.run(self.client.request(method, url, params=parameters, content=body)).json()
 
     def begin(self, url: str) -> Finish:
         response = self.run(self.client.send(self.client.build_request("GET", url), stream=True))
@@ -165,7 +175,6 @@ class HttpxAsync(_Asynchronous):
 
 class Aiohttp(_Asynchronous):
     error = aiohttp.ClientError
-    affordable = 3000
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
         super().__init__()
@@ -181,9 +190,11 @@ class Aiohttp(_Asynchronous):
 
         self.session = self.run(session())
 
-    def request(self, method: str, url: str, body: str | None = None) -> Any:
+    def request(
+        self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
+    ) -> Any:
         async def steps() -> Any:
-            async with self.session.request(method, url, data=body) as response:
+            async with self.session.request(method, url, params=parameters, data=body) as response:
                 return json.loads(await response.read())
 
         return self.run(steps())

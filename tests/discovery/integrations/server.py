@@ -7,6 +7,7 @@ python -I server.py [--tls CERTIFICATE]     prints the port it listens on
 /hang-up    breaks the connection instead of answering
 /drip       begins its answer, and ends it when somebody has asked for /go
 /redirect   302 to what follows the '?'
+/fail?503   answers with that status from now on, but for /fail
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections import Counter
 
 counts: Counter[str] = Counter()
 go = asyncio.Event()
+failing = "200 OK"
 port = 0
 
 
@@ -39,8 +41,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     method, path, _ = start.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
+    global failing
     counts[path] += 1
-    status, extra = "200 OK", ""
+    status, extra = failing, ""
     match path.partition("?")[0]:
         case "/hang-up":
             return False
@@ -51,6 +54,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             content = json.dumps(counts).encode()
         case "/redirect":
             status, extra, content = "302 Found", f"Location: {path.partition('?')[2]}\r\n", b""
+        case "/fail":
+            status, content = "200 OK", b"{}"
+            failing = f"{path.partition('?')[2]} As asked"
         case "/go":
             go.set()
             content = b"{}"

@@ -57,7 +57,7 @@ def test_each_call_is_balanced_over_one_connection_per_instance(
     assert [connections_to(server.port) for server in grpc_servers] == [1, 1, 1]
 
 
-def test_connections_to_an_instance_that_left_are_closed_without_a_call(
+def test_12_connections_to_an_instance_that_left_are_closed_without_a_call(
     web: grpc.Channel, fleet: Fleet, grpc_servers: list[Server]
 ) -> None:
     wait_until(lambda: len({who(web) for _ in range(3)}) == 3)
