@@ -138,16 +138,15 @@ def _parser() -> argparse.ArgumentParser:
 
     query = commands.add_parser("query", help="ask a resolver and print what it says")
     query.set_defaults(command=_query)
-    query.add_argument("name", metavar="NAME", help="without a dot: that service")
-    query.add_argument("type", metavar="TYPE", nargs="?", default="A")
     query.add_argument("--server", metavar="ADDR:PORT", default="127.0.0.1:53")
     query.add_argument("--tcp", action="store_true")
 
     why = commands.add_parser("explain", help="say why an instance is in the answer, or why not")
     why.set_defaults(command=_explain)
-    why.add_argument("name", metavar="NAME", help="without a dot: that service")
-    why.add_argument("type", metavar="TYPE", nargs="?", default="A")
 
+    for command in (query, why):
+        command.add_argument("name", metavar="NAME", help="without a dot: that service")
+        command.add_argument("type", metavar="TYPE", nargs="?", default="A")
     for command in (run, why):
         command.add_argument(
             "--consul",

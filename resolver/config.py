@@ -10,13 +10,13 @@ Laws:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
+from discovery import durations
 from discovery.errors import ConfigurationError
 from discovery.names import fold
 from resolver.engine import AnswerSettings
@@ -39,8 +39,6 @@ DNS_PORT: Final = 53
 TLS_PORT: Final = 853  # RFC 7858 section 3.1
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _RESOLV_CONF_PERIOD: Final = 5.0  # s between two looks whether the file has changed
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -246,10 +244,13 @@ class _Reader:
         return {name: self._seconds(f"{key}.{name}", value) for name, value in raw.items()}
 
     def _seconds(self, key: str, value: Any) -> float:
-        parts = _DURATION.findall(value) if isinstance(value, str) else []
-        if value != "0" and (not parts or "".join(number + unit for number, unit in parts) != value):
+        try:
+            seconds = durations.from_text(value) if isinstance(value, str) else -1.0
+        except ValueError:
+            seconds = -1.0
+        if seconds < 0:
             raise self._wrong(key, value, "a duration such as 10s or 1m30s")
-        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+        return seconds
 
     def _wrong(
         self, key: str, value: Any, right: str = "what Consul's documentation says"

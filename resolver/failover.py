@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from discovery.backends import Backend, Reader
+from discovery.backends import Backend, Reader, read_once
 from discovery.errors import Attempt, RegistryUnavailable
 from discovery.model import Query, Reply, Source
 
@@ -53,11 +53,7 @@ class Failover:
         return FailoverReader(self)
 
     def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
-        reader = self.connect()
-        try:
-            return reader.read(query, timeout=timeout)
-        finally:
-            reader.close()
+        return read_once(self, query, timeout)
 
     def close(self) -> None:
         for agent in self.agents:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +26,7 @@ from discovery.model import CheckID, Query, Registration, Reply, ServiceID, Sour
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["AgentInfo", "Backend", "Catalogue", "Reader", "Registry", "open_backend"]
+__all__ = ["AgentInfo", "Backend", "Catalogue", "Reader", "Registry", "open_backend", "read_once"]
 
 GROUP = "discovery.backends"
 
@@ -67,7 +68,13 @@ class Catalogue(Protocol):
         """Return a reader of its own; no I/O until it reads."""
 
     def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
-        """Answer *query* at once, on a pooled connection. Errors as ``Reader.read``."""
+        """Answer *query* at once, on a pooled connection where there is one. Errors as ``Reader.read``."""
+
+
+def read_once(catalogue: Catalogue, query: Query, timeout: float) -> Reply:
+    """Answer *query* with a reader for this one question: ``Catalogue.read`` where nothing is pooled."""
+    with closing(catalogue.connect()) as reader:
+        return reader.read(query, timeout=timeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from discovery.backends import Catalogue, Reader
+from discovery.backends import Catalogue, Reader, read_once
 from discovery.backends.disk import Disk
 from discovery.errors import (
     Attempt,
@@ -96,11 +96,7 @@ class Chain:
         return ChainReader(self)
 
     def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
-        reader = self.connect()
-        try:
-            return reader.read(query, timeout=timeout)
-        finally:
-            reader.close()
+        return read_once(self, query, timeout)
 
     def close(self) -> None:
         """Close what the sources keep open; idempotent."""

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from discovery.backends import read_once
 from discovery.errors import Attempt, RegistryTimeout, RegistryUnavailable
 from discovery.model import (
     Node,
@@ -113,7 +114,7 @@ class Dns:
         return DnsReader(self)
 
     def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
-        return self.connect().read(query, timeout=timeout)
+        return read_once(self, query, timeout)
 
     def resolve(self, query: Query, timeout: float, interrupted: threading.Event) -> _Answer:
         """Ask all servers until one gives a useful answer.

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from discovery.backends import Reader
+from discovery.backends import read_once
 from discovery.errors import ConfigurationError, RegistryUnavailable
 from discovery.model import (
     FrozenDict,
@@ -90,8 +90,7 @@ class Static:
         return StaticReader(self)
 
     def read(self, query: Query, *, timeout: float = 10.0) -> Reply:
-        reader: Reader = self.connect()
-        return reader.read(query, timeout=timeout)
+        return read_once(self, query, timeout)
 
     def entries(self, query: Query) -> Entries | None:
         """Return the instances of the service that *query* asks for, None when it is not covered.
