@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
+from discovery import durations
 from discovery.model import Check, CheckID, ServiceID, Status
 from registrar.containers import ContainerID
 from registrar.metadata import Problem, Value
@@ -58,8 +59,6 @@ _SETTINGS: Final = (
     *("method", "http_method", "https_method", "header", "body", "tls_skip_verify", "grpc_use_tls"),
 )
 _NUMBERED: Final = re.compile(r"(\d+)_(.+)\Z")
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h)")
-_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _STATUSES: Final = ("passing", "warning", "critical")
 _BOOLEANS: Final = {
     **dict.fromkeys(("1", "t", "true", "yes", "on"), True),
@@ -137,14 +136,11 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: it has no unit, or cannot be read; says what would be right.
     """
-    parts = _DURATION.findall(text)
-    if not parts or "".join(parts) != text:
+    try:
+        seconds = durations.from_text(text)
+    except ValueError:
         hint = f"{text}s" if text.isdecimal() else "10s or 1m30s"
-        raise ValueError(f"it is not a duration; write a number with its unit, for example {hint}")
-    seconds = 0.0
-    for part in parts:
-        number = part.rstrip("nuµmsh")
-        seconds += float(number) * _UNITS[part[len(number) :]]
+        raise ValueError(f"it is not a duration; write a number with its unit, for example {hint}") from None
     if seconds <= 0:
         raise ValueError("a duration must be above 0; write for example 10s")
     return seconds

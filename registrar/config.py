@@ -15,17 +15,27 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from discovery.config import Config
 from discovery.errors import ConfigurationError
+from discovery.names import service_name
 from registrar.checks import parse_duration
 from registrar.desired import TAG_FIELD, TAG_FIELDS, TAG_MAPS
 from registrar.metadata import split_tags
 from registrar.rules import Rules
 
-__all__ = ["Settings", "Unusable", "add_options", "normalised", "settings_from"]
+__all__ = [
+    "FURTHER",
+    "REGISTRATORS",
+    "Option",
+    "Settings",
+    "Unusable",
+    "add_options",
+    "normalised",
+    "settings_from",
+]
 
 DEFAULT_URI: Final = "consul://"
 """Without a host: CONSUL_HTTP_ADDR says where, else 127.0.0.1:8500."""
@@ -71,7 +81,7 @@ class Settings:
     """Host and port to serve ``/metrics`` and ``/healthz`` on."""
     heartbeat_file: str = ""
     """A file that is touched every second while nothing hangs, for a watchdog."""
-    workers: int = 4
+    workers: int = 8
     """Containers that are worked on at once."""
 
     @property
@@ -80,100 +90,110 @@ class Settings:
         return 60.0 if self.resync is None else self.resync
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of the command line."""
+
+    name: str
+    """Without its dashes."""
+    about: str
+    metavar: str = ""
+    """What its value is called; empty for a switch, which has none."""
+    default: str | None = ""
+    choices: tuple[str, ...] = ()
+    repeated: bool = False
+    """It can be given more than once."""
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
+        flag = f"--{self.name}"
+        if not self.metavar:
+            group.add_argument(flag, action="store_true", help=self.about)
+        elif self.repeated:
+            group.add_argument(flag, action="append", default=[], metavar=self.metavar, help=self.about)
+        else:
+            choices = self.choices or None
+            group.add_argument(
+                flag, default=self.default, choices=choices, metavar=self.metavar, help=self.about
+            )
+
+
+REGISTRATORS: Final = (
+    Option("ip", "address to register, whatever a port is bound to", "IP"),
+    Option("internal", "register the container's own address and the port inside"),
+    Option("explicit", "register only ports that are given a SERVICE_NAME"),
+    Option("useIpFromLabel", "register the address that stands in this label", "LABEL"),
+    Option("tags", "added to every service's tags", "TAG,TAG"),
+    Option(
+        "ttl",
+        "every service turns critical so long after the registrar's last heartbeat (default 0: never)",
+        "SECONDS",
+        "0",
+    ),
+    Option("ttl-refresh", "time between heartbeats; together with -ttl", "SECONDS", "0"),
+    Option("resync", "look at everything this often (default 60; 0: never)", "SECONDS", None),
+    Option(
+        "deregister",
+        "when what ended is removed, and else stays as critical: always (default), on-success, never",
+        "WHEN",
+        "always",
+    ),
+    Option("cleanup", "accepted: what no longer runs is always removed"),
+    Option(
+        "retry-attempts",
+        "give up after so many more attempts to reach the registry at the start (default, -1: never)",
+        "N",
+        None,
+    ),
+    Option("retry-interval", "milliseconds between these attempts (default 2000)", "MS", "2000"),
+)
+"""With their meaning there, and without ``choices``: Registrator reads any value first, and ends with 1."""
+
+FURTHER: Final = (
+    Option("owner", "what ids begin with (default: the host name)", "NAME"),
+    Option("service-prefix", "put before every name, as PREFIX-name, and every id, as PREFIX:id", "PREFIX"),
+    Option("network", "with -internal: register the address in this network", "NAME"),
+    Option("allow-service-ip", "let SERVICE_IP give the address; else it is Meta"),
+    Option("allow-loopback", "register ports that are bound to a loopback address"),
+    Option(
+        "suffix",
+        "when -PORT is added to a name: auto (default), with several ports; always; never",
+        "WHEN",
+        "auto",
+        ("auto", "always", "never"),
+    ),
+    Option("allow-name", "a name that may be registered (default: every name)", "GLOB", repeated=True),
+    Option("label-filter", "a label that a container must have", "LABEL[=VALUE]", repeated=True),
+    Option("allow-script-checks", "let SERVICE_CHECK_SCRIPT run commands on the agent's host"),
+    Option(
+        "drain",
+        "what the stop signal does: deregister (default), maintenance (show as critical), off",
+        "HOW",
+        "deregister",
+        ("deregister", "maintenance", "off"),
+    ),
+    Option(
+        "keep-failed",
+        "how long -deregister keeps what ended, for example 10m (default: until it is removed)",
+        "DURATION",
+    ),
+    Option("ready", "register a container with a HEALTHCHECK only when that has passed once"),
+    Option("no-healthcheck", "do not make Docker's HEALTHCHECK a check of the service"),
+    Option("metrics", "serve /metrics and /healthz there", "ADDR:PORT"),
+    Option("heartbeat-file", "touched every second while nothing hangs", "FILE"),
+    Option("deregister-on-exit", "remove everything registered when the registrar ends"),
+)
+SWITCHES: Final = frozenset(option.name for option in (*REGISTRATORS, *FURTHER) if not option.metavar)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a registrar to *parser*."""
-    group = parser.add_argument_group("Registrator's options, with one dash or two")
-    add = group.add_argument
-    add("--ip", default="", metavar="IP", help="address to register, whatever a port is bound to")
-    _switch(group, "internal", "register the container's own address and the port inside")
-    _switch(group, "explicit", "register only ports that are given a SERVICE_NAME")
-    add(
-        "--useIpFromLabel",
-        default="",
-        metavar="LABEL",
-        help="register the address that stands in this label",
-    )
-    add("--tags", default="", metavar="TAG,TAG", help="added to every service's tags")
-    add(
-        "--ttl",
-        default="0",
-        metavar="SECONDS",
-        help="every service turns critical so long after the registrar's last heartbeat (default: never)",
-    )
-    add("--ttl-refresh", default="0", metavar="SECONDS", help="time between heartbeats; together with -ttl")
-    add(
-        "--resync",
-        default=None,
-        metavar="SECONDS",
-        help="look at everything this often (default 60; 0: never)",
-    )
-    add(
-        "--deregister",
-        default="always",
-        metavar="WHEN",
-        help="when a container that ended is removed, and else stays as critical: always, on-success, never",
-    )
-    _switch(group, "cleanup", "accepted: what no longer runs is always removed")
-    add(
-        "--retry-attempts",
-        default=None,
-        metavar="N",
-        help="give up after so many more attempts to reach the registry at the start (default, -1: never)",
-    )
-    add(
-        "--retry-interval",
-        default="2000",
-        metavar="MS",
-        help="milliseconds between these attempts",
-    )
-    group = parser.add_argument_group("further options")
-    add = group.add_argument
-    add("--owner", default="", metavar="NAME", help="what ids begin with (default: the host name)")
-    add(
-        "--network",
-        default="",
-        metavar="NAME",
-        help="with -internal: register the address in this network",
-    )
-    add(
-        "--suffix",
-        default="auto",
-        choices=("auto", "always", "never"),
-        help="when -PORT is added to a name: with several ports, always, never",
-    )
-    add(
-        "--allow-name",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="a name that may be registered; can be repeated (default: every name)",
-    )
-    add(
-        "--label-filter",
-        action="append",
-        default=[],
-        metavar="LABEL[=VALUE]",
-        help="a label that a container must have; can be repeated",
-    )
-    add(
-        "--drain",
-        default="deregister",
-        choices=("deregister", "maintenance", "off"),
-        help="what the stop signal does: remove, show as critical, nothing",
-    )
-    add(
-        "--keep-failed",
-        default="",
-        metavar="DURATION",
-        help="how long -deregister keeps what ended, for example 10m (default: until it is removed)",
-    )
-    _switch(group, "ready", "register a container with a HEALTHCHECK only when that has passed once")
-    _switch(group, "no-healthcheck", "do not make Docker's HEALTHCHECK a check of the service")
-    _switch(group, "allow-loopback", "register ports that are bound to a loopback address")
-    _switch(group, "allow-script-checks", "let SERVICE_CHECK_SCRIPT run commands on the agent's host")
-    add("--metrics", default="", metavar="ADDR:PORT", help="serve /metrics and /healthz there")
-    add("--heartbeat-file", default="", metavar="FILE", help="touched every second while nothing hangs")
-    _switch(group, "deregister-on-exit", "remove everything registered when the registrar ends")
+    for title, options in (
+        ("Registrator's options, with one dash or two", REGISTRATORS),
+        ("further options", FURTHER),
+    ):
+        group = parser.add_argument_group(title)
+        for option in options:
+            option.add_to(group)
     parser.add_argument(
         "uri",
         nargs="?",
@@ -244,6 +264,8 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
             use_ip_from_label=arguments.useIpFromLabel,
             tags=_tags(arguments.tags),
             network=arguments.network,
+            prefix=_prefix(arguments.service_prefix),
+            allow_service_ip=arguments.allow_service_ip,
             allow_loopback=arguments.allow_loopback,
             suffix=arguments.suffix,
             allow_names=tuple(arguments.allow_name),
@@ -268,18 +290,6 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
         heartbeat_file=arguments.heartbeat_file,
         deregister_on_exit=arguments.deregister_on_exit,
     )
-
-
-SWITCHES: Final = frozenset(
-    {
-        *("internal", "explicit", "cleanup", "allow-loopback", "allow-script-checks", "deregister-on-exit"),
-        *("ready", "no-healthcheck"),
-    }
-)
-
-
-def _switch(group: Any, name: str, text: str) -> None:
-    group.add_argument(f"--{name}", action="store_true", help=text)
 
 
 def _whole(option: str, raw: str, *, minimum: int | None = 0) -> int:
@@ -335,6 +345,10 @@ def _address(raw: str) -> str:
     if unspecified:
         raise ConfigurationError(f"-ip={raw!r} is every address, which nobody can connect to; write one")
     return raw
+
+
+def _prefix(raw: str) -> str:
+    return service_name(raw, origin="--service-prefix") if raw else ""
 
 
 def _tags(raw: str) -> tuple[str, ...]:

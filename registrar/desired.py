@@ -29,7 +29,7 @@ from registrar.checks import Probe, Target, parse_checks
 from registrar.containers import Container, Port
 from registrar.metadata import Extensions, Metadata, Problem, Value, split_tags
 from registrar.owner import MARKS, Owner
-from registrar.places import Place, find_place, label_problem
+from registrar.places import Place, address_problem, find_place, label_problem
 from registrar.rules import Rules
 from registrar.status import Report, container_check, describe_end, failed, kept, report_on
 
@@ -213,7 +213,7 @@ class _Deciding:
             elif reason := unwanted or self._unwanted_port(port):
                 decisions.append(Decision(port, None, reason))
             else:
-                decisions.extend(self._register(port, place, several, extensions))
+                decisions.extend(self._register(port, self._placed(port, place), several, extensions))
         decisions = list(self._with_distinct_ids(decisions))
         check_ids = {check.id for one in decisions if one.registration for check in one.registration.checks}
         reports = (
@@ -225,6 +225,16 @@ class _Deciding:
             tuple(self.problems),
             reports=tuple(report for report in reports if report.check_id in check_ids),
         )
+
+    def _placed(self, port: Port, place: Place) -> Place:
+        """Return *place*, at the address that the container gives if it may."""
+        given = self.metadata.for_port(port).get("ip")
+        if not given or not given.text or not self.rules.allow_service_ip:
+            return place
+        if problem := address_problem(given.text, self.rules):
+            self._problem(given, problem)
+            return place
+        return Place(given.text, place.port, f"{given.origin}, with the port of: {place.rule}")
 
     def _unwanted(self) -> str:
         """Say why nothing of this container is registered, or return ``""``."""
@@ -267,6 +277,9 @@ class _Deciding:
                 reason = f"the name {name!r} is not among those of --allow-name"
                 yield Decision(port, None, reason)
                 continue
+            if self.rules.prefix:
+                name = ServiceName(f"{self.rules.prefix}-{name}")
+                name_rule += ", after --service-prefix"
             # A port has one id under its first name; under the others they are told apart by those.
             service_id = ServiceID(f"{first_id}:{name}") if position else first_id
             target = Target(
@@ -364,6 +377,14 @@ class _Deciding:
         return False
 
     def _id(self, port: Port, values: Mapping[str, Value], several: bool) -> tuple[ServiceID, str, bool]:
+        service_id, rule, default = self._plain_id(port, values, several)
+        if self.rules.prefix:
+            return ServiceID(f"{self.rules.prefix}:{service_id}"), f"{rule}, after --service-prefix", default
+        return service_id, rule, default
+
+    def _plain_id(
+        self, port: Port, values: Mapping[str, Value], several: bool
+    ) -> tuple[ServiceID, str, bool]:
         protocol = "" if port.protocol == "tcp" else f":{port.protocol}"
         given = values.get("id")
         if given and given.text:
@@ -411,7 +432,11 @@ class _Deciding:
     def _meta(self, values: Mapping[str, Value]) -> dict[str, Value]:
         meta: dict[str, Value] = {}
         for key, value in sorted(values.items()):
-            if key in _KNOWN_KEYS or key.startswith("check_"):
+            if (
+                key in _KNOWN_KEYS
+                or key.startswith("check_")
+                or (key == "ip" and self.rules.allow_service_ip)
+            ):
                 continue
             if problem := _meta_problem(key, value.text):
                 self._problem(value, problem)

@@ -28,7 +28,7 @@ from registrar.containers import Binding, Container, Port
 from registrar.metadata import EXTENSION_PREFIX, Problem
 from registrar.rules import Rules
 
-__all__ = ["Place", "find_place", "label_problem"]
+__all__ = ["Place", "address_problem", "find_place", "label_problem"]
 
 NETWORK_LABEL: Final = f"{EXTENSION_PREFIX}network"
 INGRESS: Final = "ingress"
@@ -139,15 +139,20 @@ def _label_address(container: Container, rules: Rules) -> tuple[str, Problem | N
     if not raw:
         return "", None
     text = raw.rpartition("/")[0] or raw
+    if problem := address_problem(text, rules):
+        return "", Problem(container.name, f"label {label}", raw, problem)
+    return text, None
+
+
+def address_problem(text: str, rules: Rules) -> str:
+    """Say why a container cannot be reached at the address *text*, or return ``""``."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        message = "it is no IP address; write for example 10.0.0.5 or 10.0.0.5/24"
-    else:
-        if not address.is_unspecified and (rules.allow_loopback or not address.is_loopback):
-            return text, None
-        message = "nobody else can reach this address; write that of the network"
-    return "", Problem(container.name, f"label {label}", raw, message)
+        return "it is no IP address; write for example 10.0.0.5"
+    if address.is_unspecified or (address.is_loopback and not rules.allow_loopback):
+        return "nobody else can reach this address; write that of the network"
+    return ""
 
 
 def _is_loopback(host_ip: str) -> bool:

@@ -29,10 +29,15 @@ class Rules:
     """Name of a label that holds the address to register."""
     network: str = ""
     """With ``internal``: the network whose address is registered, where the container is attached to it."""
+    allow_service_ip: bool = False
+    """Let containers say with SERVICE_IP where they are reached. Not by default: checks go there too, so a
+    container could have the agent ask any address of its network; and to Registrator it is Meta."""
     allow_loopback: bool = False
     """Register ports bound to a loopback address, which only this host can reach."""
 
     # What is registered.
+    prefix: str = ""
+    """Begins every name (``prefix-name``) and every id (``prefix:id``)."""
     explicit: bool = False
     """Register only ports that are given a SERVICE_NAME."""
     tags: tuple[str, ...] = ()

@@ -173,6 +173,7 @@ def test_637_687_233_a_script_is_split_into_words_and_runs_only_where_it_is_allo
         ({"check_tcp": "1", "check_interval": "15"}, "for example 15s; 10 s is used"),
         ({"check_tcp": "1", "check_timeout": "soon"}, "it is not a duration"),
         ({"check_tcp": "1", "check_interval": "0s"}, "must be above 0"),
+        ({"check_tcp": "1", "check_interval": "-1s"}, "must be above 0"),
         ({"check_tcp": "1", "check_initial_status": "ok"}, "write passing, warning or critical"),
         ({"check_http": "/", "check_method": "G ET"}, "it is no HTTP method"),
         ({"check_http": "/", "check_header": "Host: a"}, "it is no header; write JSON"),
@@ -237,7 +238,7 @@ def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "10", "s", "10 s", "1d", "-1s", "10s,"])
+@pytest.mark.parametrize("text", ["", "10", "s", "10 s", "1d", "10s,"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="it is not a duration"):
         parse_duration(text)

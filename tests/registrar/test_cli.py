@@ -29,6 +29,7 @@ from tests.tools import ConsulAgent, free_port, wait_until
         ("-intern consul://127.0.0.1:1", "unrecognized arguments: --intern"),
         ("-frobnicate consul://127.0.0.1:1", "unrecognized arguments: --frobnicate"),
         ("-resync consul://127.0.0.1:1", "the registry URI is missing"),
+        ("--drain slowly consul://127.0.0.1:1", "argument --drain: invalid choice: 'slowly'"),
         ("-resync soon consul://127.0.0.1:1", "-resync='soon' is not a whole number"),
         ("etcd://10.0.0.1", "is not one of consul://"),
         ("explain", "CONTAINER"),

@@ -436,6 +436,37 @@ def test_an_unusable_address_in_a_label_costs_only_itself(value: str) -> None:
     assert len(problems(rules, **options)) == 1
 
 
+def test_a_container_may_say_where_it_is_reached_only_where_allowed() -> None:
+    options: dict[str, Any] = {
+        "publish": TWO_PORTS,
+        "env": {"SERVICE_IP": "10.9.8.7", "SERVICE_443_IP": "fd00::7", "SERVICE_CHECK_TCP": "1"},
+    }
+    plain = registered(**options)
+    assert (plain.address, plain.meta["ip"]) == ("", "10.9.8.7")
+    allowed = Rules(allow_service_ip=True, ip="203.0.113.7")
+    assert [one.address for one in decided(allowed, **options).registrations] == ["10.9.8.7", "fd00::7"]
+    one = registered(allowed, **options)
+    assert "ip" not in one.meta
+    assert (one.port, one.checks[0].tcp) == (32768, "10.9.8.7:32768")
+    # It makes no port reachable that is not.
+    assert reason(allowed, expose=["80/tcp"], env=options["env"])
+    for unusable in ("host-1", "0.0.0.0", "127.0.0.1"):
+        options["env"] = {"SERVICE_IP": unusable}
+        assert registered(allowed, **options).address == "203.0.113.7"
+        assert len(problems(allowed, **options)) == 1
+
+
+def test_a_prefix_stands_before_names_and_ids() -> None:
+    env = {"SERVICE_80_NAME": "web,shop", "SERVICE_443_ID": "tls"}
+    rules = Rules(prefix="test", allow_names=("web", "shop", "nginx-443"))
+    desired = decided(rules, publish=TWO_PORTS, env=env)
+    assert [(one.id, one.name) for one in desired.registrations] == [
+        ("test:host-1:web:80", "test-web"),
+        ("test:host-1:web:80:test-shop", "test-shop"),
+        ("test:tls", "test-nginx-443"),
+    ]
+
+
 # --- tags ----------------------------------------------------------------------------------------------
 
 
