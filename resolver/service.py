@@ -133,7 +133,12 @@ class Service:
             now = self.loop.time()
             if now - self._foreign_told_at >= _FOREIGN_TOLD:
                 self._foreign_told_at = now
-                log.warning("%s is refused; --allow says who may ask, and it is not among them", source)
+                log.warning(
+                    "%s may not ask and is refused. To answer it: --allow %s, or its network. "
+                    "--allow replaces the default, so name all others who may ask, too",
+                    source,
+                    source.partition("%")[0],
+                )
             if query is not None:
                 send(wire.refuse(query, wire.REFUSED))
         elif transport == "udp" and isinstance(query, wire.Query) and self.policy.excessive % 2:

@@ -466,7 +466,9 @@ def test_a_client_that_never_reads_does_not_stop_the_server(agent: Agent, start_
 # --- who may ask
 
 
-def test_who_is_not_allowed_is_refused_and_gets_nothing_more(agent: Agent, start_resolver: Start) -> None:
+def test_who_is_not_allowed_is_refused_and_gets_nothing_more(
+    agent: Agent, start_resolver: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     register(agent, "w1", "10.0.0.1")
     allow = (ip_network("127.0.0.2/32"),)
     resolver = start_resolver(agent.uri, replace(ALONE, allow=allow))
@@ -478,6 +480,8 @@ def test_who_is_not_allowed_is_refused_and_gets_nothing_more(agent: Agent, start
             told = send(message, "127.0.0.1", port=port, source=source, timeout=5)
             assert told.rcode() == rcode
             assert bool(told.answer) == (rcode == dns.rcode.NOERROR)
+    (said,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert said.startswith("127.0.0.1 may not ask and is refused. To answer it: --allow 127.0.0.1, ")
 
 
 def test_more_than_the_rate_is_told_to_come_over_tcp_or_dropped(agent: Agent) -> None:
