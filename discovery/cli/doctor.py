@@ -16,6 +16,7 @@ import base64
 import hashlib
 import json
 import os
+import random
 import socket
 import sys
 import sysconfig
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import discovery
-from discovery import doctor, sources
+from discovery import balance, doctor, sources
 from discovery.backends import private
 from discovery.backends.chain import Chain
 from discovery.backends.consul import Consul
@@ -50,6 +51,7 @@ from discovery.errors import (
     RegistryError,
     RegistryOverloaded,
     RegistryUnavailable,
+    ServiceNotFound,
 )
 from discovery.model import ServiceName, ServiceQuery
 from discovery.names import dns_label_problem, env_name, service_name
@@ -156,21 +158,10 @@ def examine(machine: Machine, name: str | None = None, consul: str | None = None
         name: a service to look for; None: any.
         consul: the registry's address, in place of the environment's.
     """
-    environment, config = _environment(machine.env)
-    broken = False
-    try:
-        Config.from_env(machine.env)
-    except ConfigurationError:
-        broken = True
+    environment, config, broken = _environment(machine.env)
     if consul:
         config = replace(config, consul=config.consul.at(consul, origin="--consul"))
-    try:
-        chain = sources.catalogue(config)
-    except ConfigurationError as exc:  # a name server that is none: without those, the rest can be examined
-        environment.append(_wrong(exc))
-        broken = True
-        config = replace(config, dns=())
-        chain = sources.catalogue(config)
+    chain = sources.catalogue(config)
     try:
         works, code, verdict = _lookup(config, name)
         findings = [*environment, _package(machine.path)]
@@ -185,6 +176,8 @@ def examine(machine: Machine, name: str | None = None, consul: str | None = None
             )
     finally:
         chain.close()
+    if code == exit_code(ServiceNotFound("")) and any(f.about == "access" for f in findings):
+        verdict = replace(verdict, advice="It may be there, and be hidden by the ACLs: see above.")
     if broken:
         code = 2
         said = "Lookups do not work: the environment holds what cannot be used."
@@ -202,10 +195,13 @@ def _lookup(config: Config, name: str | None) -> tuple[bool, int, Finding]:
         started = time.monotonic()
         try:
             if name is None:
-                count = len(client.names())
+                names = client.names()
                 took = time.monotonic() - started
-                said = f"Lookups work: {count} service{'' if count == 1 else 's'} known."
-                return True, 0, Finding("lookup", "ok", said, seconds=took)
+                known = f"{len(names)} service{'' if len(names) == 1 else 's'} known"
+                if names and _is_unsure(client, min(names)):
+                    said = f"Lookups are answered from what was written down: {known}."
+                    return False, 0, Finding("lookup", "warning", said, _UNSURE, took)
+                return True, 0, Finding("lookup", "ok", f"Lookups are answered: {known}.", seconds=took)
             instance = client.lookup(name)
             took = time.monotonic() - started
             count = len(client.lookup_all(name))
@@ -233,11 +229,11 @@ def _lookup(config: Config, name: str | None) -> tuple[bool, int, Finding]:
             return works, exit_code(exc), Finding("lookup", "problem", _sentence(exc), advice, took)
     said = f"A lookup of {name!r} returns {instance}, one of {count}, from {_SOURCES[instance.source]}."
     if instance.stale:
-        advice = "Mend one of the sources above; until then this may be wrong."
-        return False, 0, Finding("lookup", "warning", said, advice, took)
+        return False, 0, Finding("lookup", "warning", said, _UNSURE, took)
     return True, 0, Finding("lookup", "ok", said, seconds=took)
 
 
+_UNSURE: Final = "Mend one of the sources above; until then this may be wrong."
 _SOURCES: Final = {
     "static": "what is fixed",
     "shared": "Consul, through another process",
@@ -245,6 +241,14 @@ _SOURCES: Final = {
     "dns": "DNS",
     "disk": "what was written down",
 }
+
+
+def _is_unsure(client: Client, name: str) -> bool:
+    """Say whether what is known of *name* cannot be confirmed: a list of names does not tell."""
+    try:
+        return client.lookup_all(name).stale
+    except DiscoveryError:
+        return True
 
 
 def _knows_dns(config: Config) -> bool:
@@ -262,9 +266,10 @@ def _knows_dns(config: Config) -> bool:
 # --- the environment -----------------------------------------------------------------------------------
 
 
-def _environment(env: Mapping[str, str]) -> tuple[list[Finding], Config]:
-    """Judge each variable by itself, and return the settings of those that can be used."""
+def _environment(env: Mapping[str, str]) -> tuple[list[Finding], Config, bool]:
+    """Judge each variable by itself; return the settings that can be used, and whether some cannot."""
     findings: list[Finding] = []
+    broken = False
     usable: dict[str, str] = {key: env[key] for key in ("HOME", "XDG_CACHE_HOME") if key in env}
     ours = {key: value for key, value in env.items() if key.startswith(("CONSUL_", "DISCOVERY_")) and value}
     for variable, value in sorted(ours.items()):
@@ -273,6 +278,7 @@ def _environment(env: Mapping[str, str]) -> tuple[list[Finding], Config]:
             usable[variable] = value  # a service that is fixed wrongly breaks its own lookups alone
         if problem is not None:
             findings.append(problem)
+            broken = broken or is_setting
             continue
         finding = _file(variable, value) if variable in _FILES else None
         if finding is None and variable.startswith("CONSUL_"):
@@ -292,14 +298,16 @@ def _environment(env: Mapping[str, str]) -> tuple[list[Finding], Config]:
         said = f"{' and '.join(sorted(ours))} {'is' if len(ours) == 1 else 'are'} set, and can be used."
         nothing = "No CONSUL_* and no DISCOVERY_* variable is set: the defaults hold."
         findings.append(Finding("environment", "ok", said if ours else nothing))
-    return findings, Config.from_env(usable)
+    return findings, Config.from_env(usable), broken
 
 
 def _why_not(variable: str, value: str) -> tuple[Finding | None, bool]:
     """Say why a variable cannot be used, and whether it is a setting; else it fixes a service."""
     is_setting = variable.startswith("CONSUL_") or variable in _SETTINGS
     try:
-        Config.from_env({variable: value})
+        config = Config.from_env({variable: value})
+        sources.catalogue(config).close()  # which reads the name servers
+        balance.strategy(str(config.strategy), random.randrange)
         if not is_setting:
             stem = variable.removeprefix("DISCOVERY_")
             name = ServiceName(stem.lower().replace("_", "-"))
@@ -339,8 +347,18 @@ def _package(path: Sequence[str]) -> Finding:
         installed = metadata.distribution("portcall")
     except metadata.PackageNotFoundError:
         return doctor.judge_package(home, "(not installed)", found)
-    others = {name for name in metadata.packages_distributions().get("discovery", ()) if name != "portcall"}
+    others = {dist.name for dist in metadata.distributions() if dist.name != "portcall" and _has_ours(dist)}
     return doctor.judge_package(home, installed.version, found, others=others, changed=_changed(installed))
+
+
+def _has_ours(distribution: metadata.Distribution) -> bool:
+    """Say whether *distribution* installs a package named as ours.
+
+    By the text of its lists: parsing those of every installed distribution takes a second.
+    """
+    if "discovery" in (distribution.read_text("top_level.txt") or "").split():
+        return True
+    return "\ndiscovery/__init__.py," in "\n" + (distribution.read_text("RECORD") or "")
 
 
 def _changed(installed: metadata.Distribution) -> list[str]:
@@ -580,13 +598,13 @@ def _answers(
 ) -> Finding:
     version = (raw.get("Config") or {}).get("Version")
     agent = f"Consul {version}" if version else "An agent"
-    if query is None:
+    if query is None or found is None:  # nobody asked for it, or it was refused
         said = f"{agent} answers at {where}."
     else:
         healthy = sum(
-            all(check.get("Status") != "critical" for check in row.get("Checks") or ()) for row in found or ()
+            all(check.get("Status") != "critical" for check in row.get("Checks") or ()) for row in found
         )
-        count = f"{healthy} of {len(found or ())} instances of {query.name!r} are healthy"
+        count = f"{healthy} of {len(found)} instances of {query.name!r} are healthy"
         said = f"{agent} answers at {where}: {count}."
     return Finding("consul", "ok", said, seconds=took)
 

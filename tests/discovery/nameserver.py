@@ -62,16 +62,18 @@ class NameServer:
     `udp` and `tcp` count questions.
     """
 
-    def __init__(self, answer: Answer, *, tcp: Answer | None = None, loses: int = 0) -> None:
+    def __init__(
+        self, answer: Answer, *, tcp: Answer | None = None, loses: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         self.answer = answer
         self.tcp_answer = tcp or answer
         self.loses = loses
         self.udp = self.tcp = 0
         self.questions: list[dns.message.Message] = []
-        self.server = Server("127.0.0.1", free_port())
+        self.server = Server(host, free_port())
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._tcp = socket.create_server(("127.0.0.1", self.server.port))
-        self._udp.bind(("127.0.0.1", self.server.port))
+        self._tcp = socket.create_server((host, self.server.port))
+        self._udp.bind((host, self.server.port))
         self._threads = [
             threading.Thread(target=target, daemon=True) for target in (self._serve_udp, self._serve_tcp)
         ]
@@ -93,7 +95,7 @@ class NameServer:
 
     def _wake(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"", ("127.0.0.1", self.server.port))
+            sock.sendto(b"", (self.server.host, self.server.port))
 
     def _serve_udp(self) -> None:
         while True:
