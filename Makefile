@@ -48,7 +48,7 @@ docs: $(ready) ## write docs/client-reference.md anew, from the docstrings
 	@$(bin)/python tools/make-reference
 
 bench: .venv/.peers ## the benchmarks, side by side with peers
-	@for benchmark in $(benchmarks); do $(bin)/python $$benchmark; done
+	@$(if $(root),tools/get-peers;) for benchmark in $(benchmarks); do $(bin)/python $$benchmark; done
 
 bench-smoke: $(ready) ## each benchmark for a moment, to see that it runs
 	@for benchmark in $(benchmarks); do $(bin)/python $$benchmark --smoke; done

@@ -115,6 +115,12 @@ class ConsulAgent:
         return _version(self.binary)
 
     @property
+    def pid(self) -> int:
+        """The process that runs; benchmarks read its clock."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What the agent has printed so far."""
         assert self._scratch is not None
