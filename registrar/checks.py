@@ -42,7 +42,7 @@ from discovery.model import Check, CheckID, ServiceID, Status
 from registrar.containers import ContainerID
 from registrar.metadata import Problem, Value
 
-__all__ = ["Probe", "Target", "parse_checks", "parse_duration"]
+__all__ = ["Probe", "Target", "has_check", "parse_checks", "parse_duration"]
 
 DEFAULT_INTERVAL: Final = 10.0
 """Seconds between two runs of a check that gives no interval (Registrator's default)."""
@@ -101,12 +101,13 @@ class Target:
 
 
 def parse_checks(
-    metadata: Mapping[str, Value], target: Target
+    metadata: Mapping[str, Value], target: Target, *, elsewhere: bool = False
 ) -> tuple[tuple[Check, ...], tuple[Probe, ...], tuple[Problem, ...]]:
     """Read every check of one port.
 
     Args:
         metadata: what holds for the port, as ``Metadata.for_port`` returns it; other keys are ignored.
+        elsewhere: another port of the container has a check: settings for all ports may be meant for that.
 
     Returns:
         The checks in order of their numbers, the commands behind some of them, and what could not be
@@ -124,10 +125,18 @@ def parse_checks(
     probes: list[Probe] = []
     checks: list[Check] = []
     for number in sorted(groups):
-        reading = _Reading(number, groups[number], target, problems, probes)
+        reading = _Reading(number, groups[number], target, elsewhere, problems, probes)
         if check := reading.check():
             checks.append(check)
     return tuple(checks), tuple(probes), tuple(problems)
+
+
+def has_check(metadata: Mapping[str, Value]) -> bool:
+    """True when *metadata*, of one port, names a check of any kind."""
+    given = (
+        key.removeprefix(_PREFIX) for key, value in metadata.items() if key.startswith(_PREFIX) and value.text
+    )
+    return any(_NUMBERED.sub(r"\2", name) in _KINDS for name in given)
 
 
 def parse_duration(text: str) -> float:
@@ -153,6 +162,7 @@ class _Reading:
     number: int
     values: Mapping[str, Value]
     target: Target
+    elsewhere: bool
     problems: list[Problem]
     probes: list[Probe]
 
@@ -165,7 +175,7 @@ class _Reading:
             self._refuse(name, f"there is no such setting of a check; known: {known.upper()}")
         if kind is None:
             for name in self.values:
-                if name not in unknown:
+                if name not in unknown and not (self.elsewhere and not self.values[name].for_port):
                     self._refuse(
                         name, "it belongs to no check; name one with HTTP, HTTPS, CMD, TTL, TCP or GRPC"
                     )

@@ -25,7 +25,7 @@ from typing import Final
 from discovery.errors import InvalidName
 from discovery.model import Check, Registration, ServiceID, ServiceName, Weights
 from discovery.names import service_name
-from registrar.checks import Probe, Target, parse_checks
+from registrar.checks import Probe, Target, has_check, parse_checks
 from registrar.containers import Container, Port
 from registrar.metadata import Extensions, Metadata, Problem, Value, split_tags
 from registrar.owner import MARKS, Owner
@@ -290,7 +290,9 @@ class _Deciding:
                 port=place.port,
                 allow_scripts=self.rules.allow_script_checks,
             )
-            checks, probes, check_problems = parse_checks(values, target)
+            ports = extensions.applied_to(self.container).ports
+            elsewhere = any(has_check(self.metadata.for_port(other)) for other in ports)
+            checks, probes, check_problems = parse_checks(values, target, elsewhere=elsewhere)
             for problem in check_problems:
                 self._add(problem)
             registration = Registration(

@@ -588,6 +588,14 @@ def test_a_check_goes_where_clients_go() -> None:
     assert bound.checks == (Check(tcp="10.0.0.5:81", interval=10),)
 
 
+def test_a_setting_for_all_ports_is_for_those_that_have_a_check() -> None:
+    env = {"SERVICE_CHECK_INTERVAL": "5s", "SERVICE_80_CHECK_2_HTTP": "/", "SERVICE_CHECK_2_TIMEOUT": "1s"}
+    assert problems(publish=TWO_PORTS, env=env) == []
+    assert registered(publish=TWO_PORTS, env=env, port="443/tcp").checks == ()
+    assert len(problems(publish=TWO_PORTS, env={"SERVICE_CHECK_INTERVAL": "5s"})) == 1
+    assert len(problems(publish=TWO_PORTS, env=env | {"SERVICE_443_CHECK_INTERVAL": "5s"})) == 1
+
+
 # --- the registrar's own check ---------------------------------------------------------------------------
 
 
