@@ -260,7 +260,7 @@ class Loan:
         self._tally = tally
         self._instance = instance
         self._began_at = 0.0
-        self.ok = True
+        self.ok: bool = True
         """False: it failed, although no exception says so."""
 
     def __enter__(self) -> Instance:

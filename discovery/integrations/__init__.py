@@ -10,6 +10,7 @@ One module for each library, named as the library is:
     aiohttp     Middleware
     urllib3     PoolManager
     grpc        channel
+    grpc_aio    channel
 
 and two observers, ``prometheus`` and ``opentelemetry``.
 

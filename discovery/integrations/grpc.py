@@ -89,24 +89,36 @@ def channel(
         settings: see ``Options``.
     """
     balancer = Balancer("grpc", **settings)
+    target = target_of(name, balancer)
+    arguments = arguments_of(target, balancer, idempotent, options)
+
+    def connect(addresses: str) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(addresses, arguments, compression)
+        return grpc.secure_channel(addresses, credentials, arguments, compression)
+
+    return _Channel(balancer, target, connect)
+
+
+def target_of(name: str, balancer: Balancer) -> Target:
+    """Return the service that *name* means, a host or the name alone."""
     target = balancer.target(name)
     if target is None:
         host = f"{name}.service.{balancer.client.config.domain}"
         target = Target(host, service_name(name, origin="channel"))
-    arguments = {
+    return target
+
+
+def arguments_of(
+    target: Target, balancer: Balancer, idempotent: Iterable[str], options: Sequence[tuple[str, Any]]
+) -> list[tuple[str, Any]]:
+    """Return the channel arguments (grpc_types.h) of each channel to *target*."""
+    arguments: dict[str, Any] = {
         "grpc.default_authority": target.host,
+        "grpc.ssl_target_name_override": target.host,  # nothing without TLS
         "grpc.service_config": json.dumps(_service_config(idempotent, balancer.attempts)),
     }
-    if credentials is not None:
-        arguments["grpc.ssl_target_name_override"] = target.host
-    arguments |= dict(options)
-
-    def connect(addresses: str) -> grpc.Channel:
-        if credentials is None:
-            return grpc.insecure_channel(addresses, list(arguments.items()), compression)
-        return grpc.secure_channel(addresses, credentials, list(arguments.items()), compression)
-
-    return _Channel(balancer, target, connect)
+    return list((arguments | dict(options)).items())
 
 
 class _Channel(grpc.Channel):
@@ -231,7 +243,7 @@ class _Channel(grpc.Channel):
 
     def _use(self, snapshot: Snapshot) -> None:
         """Let new calls go to the instances of *snapshot*."""
-        addresses = _addresses(snapshot)
+        addresses = addresses_of(snapshot)
         with self._lock:
             if self._closed or addresses == self._addresses:
                 return
@@ -376,7 +388,7 @@ def _method_name(method: str) -> dict[str, str]:
     return {"service": service, "method": name} if name else {"service": service}
 
 
-def _addresses(instances: Iterable[Instance]) -> str:
+def addresses_of(instances: Iterable[Instance]) -> str:
     """Return the gRPC target of *instances* (grpc/doc/naming.md), empty when there are none."""
     found = {address for instance in instances if (address := _address(instance)) is not None}
     if not found:

@@ -6,6 +6,7 @@ from typing import assert_type
 
 import aiohttp
 import grpc
+import grpc.aio
 import httpx
 import requests
 import urllib3
@@ -14,6 +15,7 @@ import discovery
 from discovery.integrations import opentelemetry, prometheus
 from discovery.integrations.aiohttp import Middleware
 from discovery.integrations.grpc import channel
+from discovery.integrations.grpc_aio import channel as aio_channel
 from discovery.integrations.httpx import AsyncTransport, Transport
 from discovery.integrations.requests import Session, mount
 from discovery.integrations.urllib3 import PoolManager
@@ -40,6 +42,8 @@ async def asynchronous() -> None:
         assert_type(await client.get(URL), httpx.Response)
     async with aiohttp.ClientSession(middlewares=(Middleware(),)) as session, session.get(URL) as answer:
         assert_type(answer, aiohttp.ClientResponse)
+    async with aio_channel("web", idempotent=["helloworld.Greeter"]) as greeter:
+        assert_type(greeter, grpc.aio.Channel)
 
 
 class Printer:

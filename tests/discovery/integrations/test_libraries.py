@@ -226,6 +226,7 @@ def test_a_forked_child_has_connections_of_its_own(client: Client, servers: list
         ("httpx", "httpx", "httpx"),
         ("aiohttp", "aiohttp", "aiohttp"),
         ("grpc", "grpc", "grpc"),
+        ("grpc_aio", "grpc", "grpc"),
         ("prometheus", "prometheus_client", "prometheus"),
         ("opentelemetry", "opentelemetry", "opentelemetry"),
     ],
