@@ -194,6 +194,13 @@ _discovery() {
     fi
     shift words
     (( CURRENT-- ))
+    local behind=${words[(i)--]}
+    if [[ $words[1] == (@RUNS@) ]] && (( behind < CURRENT )); then
+        shift $behind words
+        (( CURRENT -= behind ))
+        _normal
+        return
+    fi
     case $words[1] in
 @CASES@
     esac
@@ -218,11 +225,11 @@ def _zsh(commands: list[_Command]) -> str:
             words.append(f"'1:{command.name}:({' '.join(command.choices)})'")
         elif command.takes_service:
             words.append("'1:service:_discovery_names'")
-        if command.runs:
-            words.append("'*:: :_normal'")
         cases.append(f"{' ' * 8}{command.name}) _arguments -s {' '.join(words)} ;;")
     described = [f"{' ' * 8}'{command.name}:{_zsh_quoted(command.text)}'" for command in commands]
-    return _ZSH.replace("@COMMANDS@", "\n".join(described)).replace("@CASES@", "\n".join(cases))
+    runs = "|".join(command.name for command in commands if command.runs)
+    text = _ZSH.replace("@COMMANDS@", "\n".join(described)).replace("@CASES@", "\n".join(cases))
+    return text.replace("@RUNS@", runs)
 
 
 def _zsh_quoted(text: str) -> str:
@@ -234,10 +241,13 @@ def _zsh_quoted(text: str) -> str:
 
 
 def _fish(commands: list[_Command]) -> str:
+    behind = "contains -- -- (commandline -opc)"
+    other_line = 'complete -C (string replace -r "^.*? -- " "" -- (commandline -cp))'
     lines = [
         "# Completion of `discovery` for fish: discovery completion fish | source",
         "complete -c discovery -e",
         "complete -c discovery -f",
+        f"complete -c discovery -n '{behind}' -a '({other_line})'",
     ]
     for command in commands:
         here = f"complete -c discovery -n '__fish_seen_subcommand_from {command.name}'"
@@ -249,7 +259,10 @@ def _fish(commands: list[_Command]) -> str:
         if command.choices:
             lines.append(f"{here} -a '{' '.join(command.choices)}'")
         elif command.takes_service:
-            lines.append(f"{here} -a '(discovery completion names 2>/dev/null)'")
+            before = (
+                f"complete -c discovery -n '__fish_seen_subcommand_from {command.name}; and not {behind}'"
+            )
+            lines.append(f"{before} -a '(discovery completion names 2>/dev/null)'")
     return "\n".join(lines) + "\n"
 
 
