@@ -495,9 +495,13 @@ class Reconciler:
         self._say("registry", logging.INFO, f"connected to the registry: {who}{self._backend.where}")
         self._reporter.forget()  # an agent that was away may have restarted, and have lost it
         with self._lock:
+            # It may have refused what it did because it was not well.
+            denied = [] if self._registry_here else list(self._denied)
             self._agent = agent
             self._registry_here = True
             self._settle_host()
+        for container in denied:
+            self._queue.add(container)
         self._open_gate()
 
     def _registry_went(self, exc: DiscoveryError) -> None:
@@ -643,7 +647,8 @@ class Reconciler:
         self._note_refused(container_id, refused)
         with self._lock:
             if container is None:
-                self._forget(container_id)
+                if not refused:  # else what it left behind is still to be removed
+                    self._forget(container_id)
             else:
                 known.desired = desired
                 known.refused = frozenset(refusal.registration.id for refusal in plan.refusals)

@@ -654,6 +654,27 @@ def test_one_refused_registration_does_not_hold_up_the_others(
     assert len(lines(log, "the registry refuses host-1:web:80")) == 1
 
 
+def test_135_411_538_565_604_what_may_not_be_removed_is_removed_later(
+    docker: FakeDocker,
+    registry: FakeRegistry,
+    start: Any,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.PROBE_INTERVAL", 0.05)
+    start(resync=0)
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    registry.faults["deregister"] = AccessDenied(
+        "fake://registry answered PUT with HTTP 403: Permission denied", status=403
+    )
+    docker.remove("web")
+    wait_until(lambda: registry.writes.count(("deregister", ServiceID("host-1:web:80"))) >= 3)
+    assert len(lines(log, "the registry refuses host-1:web:80")) == 1
+    del registry.faults["deregister"]
+    see(registry)
+
+
 def test_135_411_538_565_604_without_a_blocking_read_the_registry_is_polled(
     docker: FakeDocker, registry: FakeRegistry, start: Any, log: pytest.LogCaptureFixture
 ) -> None:
