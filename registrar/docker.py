@@ -197,7 +197,7 @@ class Docker:
                 ) from exc
             raise
         with self._translated():
-            self._client = client = docker.APIClient(version="auto", timeout=int(self._timeout), **options)
+            self._client = client = _Client(version="auto", timeout=int(self._timeout), **options)
             self._direct = _Direct(client, self._timeout)
             raw = client.info()
             components = {component.get("Name") for component in client.version().get("Components") or ()}
@@ -351,6 +351,17 @@ class Docker:
                 f"cannot ask Docker at {self.where}: {reason}; "
                 "is it running, and may this process use its socket?"
             ) from exc
+
+
+class _Client(docker.APIClient):
+    """The SDK's client, which believes whom DOCKER_CERT_PATH names."""
+
+    def merge_environment_settings(self, *args: Any, **kwargs: Any) -> Any:
+        # requests would believe REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE before them, which are set for others.
+        merged = super().merge_environment_settings(*args, **kwargs)
+        if self.verify is not True:
+            merged["verify"] = self.verify
+        return merged
 
 
 class _Direct:
