@@ -42,7 +42,7 @@ from discovery.model import Check, CheckID, ServiceID, Status
 from registrar.containers import ContainerID
 from registrar.metadata import Problem, Value
 
-__all__ = ["Probe", "Target", "has_check", "parse_checks", "parse_duration"]
+__all__ = ["KINDS", "SETTINGS", "Probe", "Target", "has_check", "parse_checks", "parse_duration"]
 
 DEFAULT_INTERVAL: Final = 10.0
 """Seconds between two runs of a check that gives no interval (Registrator's default)."""
@@ -53,8 +53,8 @@ MIN_PROBE_TTL: Final = 30.0
 """Seconds without news after which a command's check turns critical, at least: a registrar that is
 replaced by a newer one is away for less."""
 _PREFIX: Final = "check_"
-_KINDS: Final = ("http", "https", "cmd", "docker", "script", "ttl", "tcp", "grpc")
-_SETTINGS: Final = (
+KINDS: Final = ("http", "https", "cmd", "docker", "script", "ttl", "tcp", "grpc")
+SETTINGS: Final = (
     *("interval", "timeout", "initial_status", "deregister_after", "name", "notes"),
     *("method", "http_method", "https_method", "header", "body", "tls_skip_verify", "grpc_use_tls"),
 )
@@ -136,7 +136,7 @@ def has_check(metadata: Mapping[str, Value]) -> bool:
     given = (
         key.removeprefix(_PREFIX) for key, value in metadata.items() if key.startswith(_PREFIX) and value.text
     )
-    return any(_NUMBERED.sub(r"\2", name) in _KINDS for name in given)
+    return any(_NUMBERED.sub(r"\2", name) in KINDS for name in given)
 
 
 def parse_duration(text: str) -> float:
@@ -167,11 +167,11 @@ class _Reading:
     probes: list[Probe]
 
     def check(self) -> Check | None:
-        kind = next((kind for kind in _KINDS if kind in self.values), None)
-        unknown = [name for name in self.values if name not in _KINDS and name not in _SETTINGS]
+        kind = next((kind for kind in KINDS if kind in self.values), None)
+        unknown = [name for name in self.values if name not in KINDS and name not in SETTINGS]
         for name in unknown:
-            close = difflib.get_close_matches(name, (*_KINDS, *_SETTINGS), n=1)
-            known = close[0] if close else ", ".join((*_KINDS, *_SETTINGS))
+            close = difflib.get_close_matches(name, (*KINDS, *SETTINGS), n=1)
+            known = close[0] if close else ", ".join((*KINDS, *SETTINGS))
             self._refuse(name, f"there is no such setting of a check; known: {known.upper()}")
         if kind is None:
             for name in self.values:
@@ -180,7 +180,7 @@ class _Reading:
                         name, "it belongs to no check; name one with HTTP, HTTPS, CMD, TTL, TCP or GRPC"
                     )
             return None
-        for name in _KINDS:
+        for name in KINDS:
             if name in self.values and name != kind:
                 self._refuse(
                     name, f"this check is already {kind.upper()}; number a second one, as in CHECK_2_TCP"

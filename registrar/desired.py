@@ -33,7 +33,17 @@ from registrar.places import Place, address_problem, find_place, label_problem
 from registrar.rules import Rules
 from registrar.status import Report, container_check, describe_end, failed, kept, report_on
 
-__all__ = ["TAG_FIELD", "TAG_FIELDS", "TAG_MAPS", "Choice", "Decision", "Desired", "Host", "desire"]
+__all__ = [
+    "KNOWN_KEYS",
+    "TAG_FIELD",
+    "TAG_FIELDS",
+    "TAG_MAPS",
+    "Choice",
+    "Decision",
+    "Desired",
+    "Host",
+    "desire",
+]
 
 # Consul's limits on service Meta (Consul: "Define services", meta): a service over them is rejected whole.
 MAX_META_PAIRS: Final = 64
@@ -48,7 +58,7 @@ TAG_FIELDS: Final = ("container", "id", "hostname", "image")
 TAG_MAPS: Final = ("label", "env")
 
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
-_KNOWN_KEYS: Final = frozenset({"name", "tags", "id", "ignore"})
+KNOWN_KEYS: Final = frozenset({"name", "tags", "id", "ignore"})
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -434,11 +444,7 @@ class _Deciding:
     def _meta(self, values: Mapping[str, Value]) -> dict[str, Value]:
         meta: dict[str, Value] = {}
         for key, value in sorted(values.items()):
-            if (
-                key in _KNOWN_KEYS
-                or key.startswith("check_")
-                or (key == "ip" and self.rules.allow_service_ip)
-            ):
+            if key in KNOWN_KEYS or key.startswith("check_") or (key == "ip" and self.rules.allow_service_ip):
                 continue
             if problem := _meta_problem(key, value.text):
                 self._problem(value, problem)

@@ -35,7 +35,7 @@ from typing import Final, cast
 from discovery.model import Mesh
 from registrar.containers import Container, Port, Protocol
 
-__all__ = ["Extensions", "Metadata", "Problem", "Value", "split_tags"]
+__all__ = ["EXTENSIONS", "Extensions", "Metadata", "Problem", "Value", "split_tags"]
 
 PREFIX: Final = "SERVICE_"
 EXTENSION_PREFIX: Final = "portcall."
