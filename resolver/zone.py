@@ -435,7 +435,7 @@ class _Zone:
         """The SRV record of one instance, with what its target resolves to (RFC 2782).
 
         Args:
-            own: *host* is the instance's own address; else its node's, which is then the target.
+            own: the node's name does not lead to *host*; else it is the target.
         """
         node_name = self.node_name(entry.node)
         try:
@@ -464,7 +464,7 @@ class _Zone:
     # Addresses --------------------------------------------------------------------------------------------
 
     def entry_address(self, entry: ServiceEntry, qtype: int, *, remote: bool) -> tuple[bool, str, int]:
-        """Where one instance is: (has an address of its own, host, port)."""
+        """Where one instance is: (has an address that its node's name does not lead to, host, port)."""
         host, port = entry.address, entry.port
         if remote and self.settings.translate_wan_addrs and (wan := entry.tagged_addresses.get("wan")):
             port = wan.port or port
@@ -475,7 +475,10 @@ class _Zone:
         node_host = self.node_address(entry.node, qtype, remote=remote)
         if _same_name(host, self.query.name) and _is_address(node_host):
             host = ""  # Consul: an instance that is its own alias is reached at its node
-        return bool(host), host or node_host, port
+        # Consul: a node's name stands for its plain address, and for no tagged one. Of another data centre an
+        # agent may tell the wide address for the plain one; what it was is then among the tagged ones.
+        plain = entry.node.tagged_addresses.get("lan", entry.node.address)
+        return bool(host) or node_host != plain, host or node_host, port
 
     def node_address(self, node: Node, qtype: int, *, remote: bool) -> str:
         for key in self.address_keys(qtype, remote=remote):
@@ -484,22 +487,21 @@ class _Zone:
         return node.address
 
     def address_keys(self, qtype: int, *, remote: bool) -> tuple[str, ...]:
-        """The tagged addresses that are preferred to the plain one, best first."""
-        if remote and self.settings.translate_wan_addrs:
-            match qtype:
-                case wire.A:
-                    return ("wan_ipv4", "wan")
-                case wire.AAAA:
-                    return ("wan_ipv6", "wan")
-                case _:
-                    return ("wan", "wan_ipv6", "wan_ipv4")
+        """The tagged addresses that are preferred to the plain one, best first.
+
+        Consul: one of the family asked for, be it of the local network, is preferred to ``wan``.
+        """
+        wide = remote and self.settings.translate_wan_addrs
+        four = ("wan_ipv4", "lan_ipv4") if wide else ("lan_ipv4",)
+        six = ("wan_ipv6", "lan_ipv6") if wide else ("lan_ipv6",)
+        plain = ("wan",) if wide else ()
         match qtype:
             case wire.A:
-                return ("lan_ipv4",)
+                return four + plain
             case wire.AAAA:
-                return ("lan_ipv6",)
+                return six + plain
             case _:
-                return ("lan_ipv6", "lan_ipv4")
+                return six + four + plain
 
     def address_records(self, owner: Name, host: str, ttl: int) -> tuple[Record, ...]:
         """What *host* contributes: its A or AAAA record if that was asked for, or a CNAME and its chain."""

@@ -19,7 +19,7 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 
-__all__ = ["DIFFERENCES", "Question", "Reply", "Server", "expected", "mismatch"]
+__all__ = ["DIFFERENCES", "Question", "Reply", "Server", "Translated", "expected", "mismatch"]
 
 Where = tuple[str, int]
 _KEYWORDS: Final = ("service", "node", "addr", "query", "connect", "ingress", "virtual")
@@ -141,6 +141,30 @@ class Server:
             for _ in window:
                 raw = stream.read(int.from_bytes(stream.read(2)))
                 yield int.from_bytes(raw[:2]), raw
+
+
+class Translated(Server):
+    """Asks a server under its alternative domain, and tells its answers as if they were of ``consul``."""
+
+    def __init__(self, where: Where, domain: str) -> None:
+        super().__init__(where)
+        self._domain = domain
+
+    def ask(self, question: Question) -> Reply:
+        return self.ask_all([question])[0]
+
+    def ask_all(self, questions: Sequence[Question]) -> list[Reply]:
+        there = [replace(one, name=one.name.removesuffix("consul.") + self._domain) for one in questions]
+        return [self._back(reply) for reply in super().ask_all(there)]
+
+    def _back(self, reply: Reply) -> Reply:
+        ours = re.compile(rf"(?<![^. ]){re.escape(self._domain)}(?= |$)")
+        return replace(
+            reply,
+            answer=tuple(sorted(ours.sub("consul.", line) for line in reply.answer)),
+            authority=tuple(sorted(ours.sub("consul.", line) for line in reply.authority)),
+            additional=frozenset(ours.sub("consul.", line) for line in reply.additional),
+        )
 
 
 # --- what differs on purpose -----------------------------------------------------------------------------

@@ -24,9 +24,9 @@ from discovery.config import Config
 from resolver.config import Endpoint, Settings, apply_agent_config
 from resolver.forward import Upstream as Forwarded
 from resolver.server import Resolver
-from tests.resolver.differential import DIFFERENCES, Question, Server, disagreements
+from tests.resolver.differential import DIFFERENCES, Question, Server, Translated, disagreements
 from tests.resolver.upstream import Upstream, reply
-from tests.tools import ConsulAgent, wait_until
+from tests.tools import ConsulAgent, free_port, wait_until
 
 SETTLE = 3.0  # s until a change must show in both; the resolver needs milliseconds
 TYPES = ["A", "AAAA", "SRV", "ANY", "TXT", "NS", "SOA", "CNAME", "MX", "PTR", "HTTPS", "TYPE65280"]
@@ -216,6 +216,7 @@ def fill(catalogue: Catalogue) -> None:
     catalogue.prepare("weighed", "weights", OnlyPassing=True)
     catalogue.prepare("ill", "sick")
     catalogue.prepare("to-", "${name.suffix}", template=True)
+    catalogue.add("twofold", "10.1.0.12", [service("twofold", "tf", 9)], tagged={"lan_ipv6": "2001:db8::12"})
     catalogue.add("onlynode", "10.1.0.9")
     catalogue.add("v6node", "2001:db8::9")
 
@@ -238,7 +239,7 @@ NAMES = [
     "20010DB8000000000000000000000044.addr.dc1", "0a000001zz.addr", "service", "node", "addr", "query",
     "connect", "ingress", "dc1", "service.dc1", "node.dc1", "dc1.service", "web", "web.connect",
     "web.ingress", "web.query", "x.web.connect", "ns", "ns.service", "consul.service",
-    "_consul._tcp.service", "a.b.c.d",
+    "_consul._tcp.service", "a.b.c.d", "twofold.service", "twofold.node",
     "Web.connect.dc1", "web.connect.dc1.dc", "web.connect.dc9", "_web._tcp.connect", "lonely.connect",
     "sick.connect", "native.connect", "web-sidecar-proxy.connect", "nope.connect",
     "web-sidecar-proxy.service", "x.web.ingress", "web.ingress.dc1", "behind.ingress", "native.ingress",
@@ -341,6 +342,87 @@ def test_consuls_settings_mean_the_same(
         names = ["n1.node", "nope.node", "0a000001.addr", "web.virtual"]
         asked += [Question(f"{name}.consul.", "A") for name in names]
         agree(asked, (Server((address.host, address.port)), Server(("127.0.0.1", agent.dns_port))))
+
+
+def test_the_alternative_domain_gives_the_same_answers(start_consul: Callable[..., ConsulAgent]) -> None:
+    """But for ``targets-in-the-domain-asked``, which translating does not see."""
+    raw = {"alt_domain": "sd.example."}
+    names = ["web", "v1.web", "dotnode", "nope", "sick", "innersvc", "big"]
+    asked = [
+        Question(f"{name}.service.consul.", qtype, edns, tcp)
+        for name in names
+        for qtype in ("A", "AAAA", "SRV", "ANY", "MX", "SOA", "NS")
+        for edns, tcp in VARIANTS
+    ]
+    others = ["n1.node", "0a000001.addr", "web.connect", "web.ingress", "plain.query", "nope.query"]
+    asked += [Question(f"{name}.consul.", qtype) for name in others for qtype in ("A", "SRV", "AAAA")]
+    with ExitStack() as stack:
+        agent = start_consul(config=raw)
+        fill(Catalogue(agent))
+        backend = open_backend(agent.uri, Config())
+        stack.callback(backend.close)
+        here = Settings(listen=(Endpoint("127.0.0.1", 0),), upstreams=())
+        configured, warnings = apply_agent_config(here, raw, origin="the test")
+        assert warnings == []
+        (address,) = stack.enter_context(Resolver(configured, backend)).addresses
+        ours = Translated((address.host, address.port), "sd.example.")
+        agree(asked, (ours, Server(("127.0.0.1", agent.dns_port))))
+
+
+def test_another_data_centre_is_answered_for_with_its_wide_addresses(
+    start_consul: Callable[..., ConsulAgent],
+) -> None:
+    raw = {"translate_wan_addrs": True}
+    far_wan, near_wan = free_port(), free_port()
+    wide = {"wan": {"Address": "192.0.2.80", "Port": 8080}, "lan_ipv4": {"Address": "10.8.0.9", "Port": 9}}
+    both = {
+        "wan_ipv4": {"Address": "192.0.2.81", "Port": 81},
+        "wan_ipv6": {"Address": "2001:db8::81", "Port": 81},
+    }
+    with ExitStack() as stack:
+        far = start_consul(config={"datacenter": "dc2", "ports": {"serf_wan": far_wan}})
+        near = start_consul(
+            config={**raw, "ports": {"serf_wan": near_wan}, "retry_join_wan": [f"127.0.0.1:{far_wan}"]}
+        )
+        wait_until(lambda: len(near.request("GET", "/v1/catalog/datacenters")) == 2, 30.0)
+        there, here = Catalogue(far), Catalogue(near)
+        there.add(
+            "f1",
+            "10.8.0.1",
+            [
+                service("web", "w1", 80, "10.8.0.2", Tags=["v1"]),
+                service("web", "w2", 80, "10.8.0.3", TaggedAddresses=wide),
+                service("both", "b1", 80, "10.8.0.4", TaggedAddresses=both),
+                service("bare", "b2", 80),
+                proxy("web", "p1", 21000, "10.8.0.5"),
+            ],
+            meta={"rack": "r2"},
+            tagged={"lan": "10.8.0.1", "lan_ipv4": "10.8.0.1", "wan": "192.0.2.1", "wan_ipv4": "192.0.2.2"},
+        )
+        there.prepare("plain", "web", "21s")
+        here.add("n1", "10.1.0.1", [service("web", "w1", 80, "10.0.0.1", TaggedAddresses=wide)])
+        here.prepare("over", "bare", Failover={"Datacenters": ["dc2"]})
+        wait_until(lambda: near.request("GET", "/v1/health/service/bare?dc=dc2"), 30.0)
+        names = [
+            "web.service", "web.service.dc2", "WEB.service.DC2", "v1.web.service.dc2", "web.service.dc2.dc",
+            "_web._tcp.service.dc2", "_web._v1.dc2", "both.service.dc2", "bare.service.dc2",
+            "nope.service.dc2", "f1.node.dc2", "n1.node.dc2", "web.connect.dc2", "web.ingress.dc2",
+            "plain.query.dc2", "plain.query", "over.query", "over.query.dc2", "0a080001.addr.dc2",
+            "web.service.dc3",
+        ]  # fmt: skip
+        asked = [
+            Question(f"{name}.consul.", qtype, edns, tcp)
+            for name in names
+            for qtype in ("A", "AAAA", "SRV", "ANY", "TXT")
+            for edns, tcp in VARIANTS
+        ]
+        backend = open_backend(near.uri, Config())
+        stack.callback(backend.close)
+        configured, _ = apply_agent_config(
+            Settings(listen=(Endpoint("127.0.0.1", 0),), upstreams=()), raw, origin="the test"
+        )
+        (address,) = stack.enter_context(Resolver(configured, backend)).addresses
+        agree(asked, (Server((address.host, address.port)), Server(("127.0.0.1", near.dns_port))))
 
 
 def test_host_names_as_addresses(start_consul: Callable[..., ConsulAgent]) -> None:

@@ -371,9 +371,9 @@ TAGGED = {
         ("AAAA", None, False, "AAAA 2001:db8::1"),
         ("SRV", None, False, "SRV 1 1 80 20010db8000000000000000000000001.addr.dc2.consul."),
         ("A", "dc2", False, "A 10.2.0.1"),
-        ("A", "dc2", True, "A 192.0.2.1"),
+        ("A", "dc2", True, "A 10.2.0.1"),  # one of the family, be it a local one, is preferred to "wan"
         ("AAAA", "dc2", True, "AAAA 2001:db8:1::1"),
-        ("SRV", "dc2", True, "SRV 1 1 8080 c0000201.addr.dc2.consul."),
+        ("SRV", "dc2", True, "SRV 1 1 8080 20010db8000100000000000000000001.addr.dc2.consul."),
     ],
 )
 def test_tagged_addresses(qtype: str, dc: str | None, translate: bool, expected: str) -> None:
@@ -382,6 +382,25 @@ def test_tagged_addresses(qtype: str, dc: str | None, translate: bool, expected:
     settings = ZoneSettings(datacenter="dc1", translate_wan_addrs=translate)
     name = f"web.service.{dc}.consul" if dc else "web.service.consul"
     assert answer(name, qtype, known, settings) == [f"{name}. 0 {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("tagged", "target"),
+    [
+        ({}, "far.node.dc2.consul."),
+        ({"lan": "10.3.0.1", "wan": "10.3.0.1"}, "far.node.dc2.consul."),
+        ({"wan": "192.0.2.1"}, "c0000201.addr.dc2.consul."),
+        ({"wan": "192.0.2.1", "wan_ipv4": "192.0.2.2"}, "c0000202.addr.dc2.consul."),
+        # The agent has translated the plain address already.
+        ({"lan": "10.9.0.1", "wan": "10.3.0.1"}, "0a030001.addr.dc2.consul."),
+    ],
+)
+def test_a_nodes_name_stands_for_its_plain_address_only(tagged: dict[str, str], target: str) -> None:
+    far = node("far", "10.3.0.1", dc="dc2", tagged_addresses=tagged)
+    known = facts(dc="dc1") | facts(entry("web", "", 80, on=far), dc="dc2")
+    settings = ZoneSettings(datacenter="dc1", translate_wan_addrs=True)
+    name = "web.service.dc2.consul"
+    assert answer(name, "SRV", known, settings) == [f"{name}. 0 SRV 1 1 80 {target}"]
 
 
 # --- settings
