@@ -42,6 +42,7 @@ lint: .venv/.pyright ## style, types and import rules
 	$(bin)/mypy
 	$(bin)/python tools/check-pyright
 	$(bin)/python tools/make-reference --check
+	$(bin)/python tools/make-httpx2 --check
 	$(bin)/lint-imports
 
 docs: $(ready) ## write docs/client-reference.md anew, from the docstrings

@@ -7,6 +7,7 @@ One module for each library, named as the library is:
 
     requests    Session, mount, Adapter
     httpx       Transport, AsyncTransport
+    httpx2      Transport, AsyncTransport
     aiohttp     Middleware
     urllib3     PoolManager
     grpc        channel

@@ -8,6 +8,7 @@ import aiohttp
 import grpc
 import grpc.aio
 import httpx
+import httpx2
 import requests
 import urllib3
 
@@ -17,6 +18,7 @@ from discovery.integrations.aiohttp import Middleware
 from discovery.integrations.grpc import channel
 from discovery.integrations.grpc_aio import channel as aio_channel
 from discovery.integrations.httpx import AsyncTransport, Transport
+from discovery.integrations.httpx2 import Transport as Transport2
 from discovery.integrations.requests import Session, mount
 from discovery.integrations.urllib3 import PoolManager
 from discovery.observe import Attempt, observe
@@ -30,6 +32,8 @@ def plain() -> None:
     mount(requests.Session(), client=discovery.Client())
     with httpx.Client(mounts={"all://*.service.consul": Transport(http2=True)}) as client:
         assert_type(client.get(URL), httpx.Response)
+    with httpx2.Client(mounts={"all://*.service.consul": Transport2()}) as client2:
+        assert_type(client2.get(URL), httpx2.Response)
     with PoolManager(maxsize=3) as http:
         assert_type(http.request("GET", URL), urllib3.BaseHTTPResponse)
     with channel("web", idempotent=["helloworld.Greeter"]) as greeter:

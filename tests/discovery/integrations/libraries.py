@@ -1,4 +1,4 @@
-"""The five HTTP integrations behind one interface, so that one suite holds for all of them."""
+"""The HTTP integrations behind one interface, so that one suite holds for all of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import httpx
+import httpx2
 import requests
 import urllib3
 
+from discovery.integrations import httpx as httpx_transports
+from discovery.integrations import httpx2 as httpx2_transports
 from discovery.integrations.aiohttp import Middleware
-from discovery.integrations.httpx import AsyncTransport, Transport
 from discovery.integrations.requests import Session
 from discovery.integrations.urllib3 import PoolManager
 
@@ -100,11 +102,13 @@ class Urllib3:
 
 
 class Httpx:
-    error = httpx.TransportError
+    library: Any = httpx
+    transports: Any = httpx_transports
+    error: type[Exception] = httpx.TransportError
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
-        self.transport = Transport(verify=_tls(cafile), **options)
-        self.client = httpx.Client(transport=self.transport, timeout=TIMEOUT, follow_redirects=True)
+        self.transport = self.transports.Transport(verify=_tls(cafile), **options)
+        self.client = self.library.Client(transport=self.transport, timeout=TIMEOUT, follow_redirects=True)
 
     def request(
         self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
@@ -145,12 +149,16 @@ class _Asynchronous:
 
 
 class HttpxAsync(_Asynchronous):
-    error = httpx.TransportError
+    library: Any = httpx
+    transports: Any = httpx_transports
+    error: type[Exception] = httpx.TransportError
 
     def __init__(self, *, cafile: str | None = None, **options: Any) -> None:
         super().__init__()
-        self.transport = AsyncTransport(verify=_tls(cafile), **options)
-        self.client = httpx.AsyncClient(transport=self.transport, timeout=TIMEOUT, follow_redirects=True)
+        self.transport = self.transports.AsyncTransport(verify=_tls(cafile), **options)
+        self.client = self.library.AsyncClient(
+            transport=self.transport, timeout=TIMEOUT, follow_redirects=True
+        )
 
     def request(
         self, method: str, url: str, body: str | None = None, parameters: Parameters | None = None
@@ -171,6 +179,18 @@ class HttpxAsync(_Asynchronous):
     def close(self) -> None:
         self.run(self.client.aclose())
         self.stop()
+
+
+class Httpx2(Httpx):
+    library = httpx2
+    transports = httpx2_transports
+    error = httpx2.TransportError
+
+
+class Httpx2Async(HttpxAsync):
+    library = httpx2
+    transports = httpx2_transports
+    error = httpx2.TransportError
 
 
 class Aiohttp(_Asynchronous):
@@ -228,5 +248,7 @@ LIBRARIES: dict[str, type[Library]] = {
     "urllib3": Urllib3,
     "httpx": Httpx,
     "httpx-async": HttpxAsync,
+    "httpx2": Httpx2,
+    "httpx2-async": Httpx2Async,
     "aiohttp": Aiohttp,
 }

@@ -224,6 +224,7 @@ def test_a_forked_child_has_connections_of_its_own(client: Client, servers: list
     [
         ("requests", "requests", "requests"),
         ("httpx", "httpx", "httpx"),
+        ("httpx2", "httpx2", "httpx2"),
         ("aiohttp", "aiohttp", "aiohttp"),
         ("grpc", "grpc", "grpc"),
         ("grpc_aio", "grpc", "grpc"),
