@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import signal
@@ -75,6 +76,8 @@ def watch(options: argparse.Namespace) -> int:
             for snapshot in client.watch(options.name, tags=options.tag):
                 print(json.dumps(snapshot_to_json(snapshot)), flush=True)
         elif _terminal().live:
+            # The board says what is wrong; a line of the log would move it on the screen.
+            logging.getLogger("discovery").setLevel(logging.ERROR)
             show(client, options.name, options.tag, _terminal())
         else:
             for snapshot in client.watch(options.name, tags=options.tag):

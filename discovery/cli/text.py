@@ -10,7 +10,6 @@ Laws:
 from __future__ import annotations
 
 import shutil
-import textwrap
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TextIO
@@ -88,7 +87,23 @@ def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
     """Return *text* as lines of at most *width* columns; those after the first begin with *indent*."""
     if width is None:
         return [text]
-    return textwrap.wrap(text, max(width, _LEAST), subsequent_indent=indent) or [""]
+    width = max(width, _LEAST)
+    lines = [""]
+    for word in text.split():
+        line = lines[-1]
+        begun = line != (indent if len(lines) > 1 else "")
+        if width_of(line) + begun + width_of(word) <= width:
+            lines[-1] += f" {word}" if begun else word
+            continue
+        if not begun:
+            lines.pop()
+        rest = word
+        while rest:  # a word that is wider than the line is broken
+            line = indent if lines else ""
+            while rest and width_of(line + rest[0]) <= width:
+                line, rest = line + rest[0], rest[1:]
+            lines.append(line)
+    return lines
 
 
 def table(

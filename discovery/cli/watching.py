@@ -101,7 +101,7 @@ class Board:
         if self._snapshot is not None and self._snapshot.stale:
             return [
                 (
-                    cut(f"{plain(self._name)}: {count}, not confirmed: {self._where} cannot be asked", width),
+                    cut(f"{plain(self._name)}: {count}, not confirmed ({self._where} is away)", width),
                     "bad",
                 )
             ]
