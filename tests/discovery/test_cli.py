@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 
 from discovery.agent import Agent
 from discovery.cli import main
+from discovery.cli.bench import measure
 from discovery.model import FrozenDict, ServiceQuery
+from tests.discovery.nameserver import NameServer, srv
 from tests.discovery.rawserver import RawServer, answer
 from tests.tools import free_port, wait_until
 
@@ -279,6 +282,114 @@ def test_wait_prints_the_instances_once_there_are_enough(at, register, spawn):
     assert (out.splitlines(), err, process.returncode) == (["127.0.0.1:1", "127.0.0.1:2"], "", 0)
 
 
+def test_wait_prints_what_was_waited_for_in_every_shape(at, register, capsys):
+    register("web", 8080)
+    assert run(capsys, "wait", "web", "--url")[1] == "http://127.0.0.1:8080\n"
+    assert run(capsys, "wait", "web", "--env")[1] == "WEB_HOST=127.0.0.1\nWEB_PORT=8080\n"
+    (one,) = json.loads(run(capsys, "wait", "web", "--json")[1])
+    assert (one["id"], one["port"]) == ("web-8080", 8080)
+
+
+# --- explain -------------------------------------------------------------------------------------------
+
+
+def test_explain_says_of_every_candidate_whether_it_is_in_or_out(at, register, capsys):
+    register("web", 1, tags=("v1",))
+    register("web", 2, status="critical", tags=("v1",))
+    register("web", 3)
+    code, out, err = run(capsys, "explain", "web", "--tag", "v1")
+    assert (code, err) == (0, "")
+    head, candidates, asked = out.split("\n\n")
+    assert head == "web: a lookup returns one of 1 in 3, by round_robin"
+    rows = [line.split(maxsplit=4) for line in candidates.splitlines()]
+    assert rows[0] == ["INSTANCE", "STATUS", "TAGS", "VERDICT"]
+    assert rows[1] == ["*", "127.0.0.1:1", "passing", "v1", "in"]
+    assert rows[2] == ["-", "127.0.0.1:2", "critical", "v1", "out: fails check 'check of web-2'"]
+    assert rows[3][:4] == ["-", "127.0.0.1:3", "passing", "-"] and rows[3][4].startswith("out: ")
+    source, *took, result = re.split("  +", asked.splitlines()[1])
+    assert (source, result) == (at, "2 of 3 healthy")
+    assert re.fullmatch(r"[0-9.]+ (us|ms|s)", *took)
+
+
+def test_explain_writes_json(at, register, capsys):
+    register("web", 1)
+    register("web", 2, status="critical")
+    told = json.loads(run(capsys, "explain", "web", "--json")[1])
+    assert (told["service"], told["strategy"]) == ("web", "round_robin")
+    first, second = told["candidates"]
+    assert (first["usable"], first["why_not"], first["port"]) == (True, None, 1)
+    assert second["usable"] is False and "fails check" in second["why_not"]
+    (asked,) = told["asked"]
+    assert asked["source"] == at and asked["seconds"] > 0
+
+
+def test_explain_names_the_sources_that_were_asked_in_vain(register, agent, capsys, monkeypatch):
+    register("web", 8080)
+    with NameServer(srv(("10.0.0.1", 80))) as names:
+        away = f"127.0.0.1:{free_port()}"
+        monkeypatch.setenv("CONSUL_HTTP_ADDR", away)
+        monkeypatch.setenv("DISCOVERY_DNS", str(names.server))
+        told = json.loads(run(capsys, "explain", "web", "--json")[1])
+    assert [asked["source"] for asked in told["asked"]] == [f"http://{away}", "DNS"]
+    assert "connection refused" in told["asked"][0]["result"]
+
+
+def test_explain_has_the_exit_code_of_a_lookup(at, register, capsys):
+    register("web", 1, status="critical")
+    code, out, err = run(capsys, "explain", "web")
+    assert code == 4
+    assert "out: fails check" in out
+    assert err == "discovery: none of the 1 instances of 'web' can be used\n"
+    code, out, err = run(capsys, "explain", "wep")
+    assert (code, out) == (3, "") and "did you mean 'web'?" in err
+
+
+# --- bench ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure for a moment: these tests are not about the numbers."""
+    monkeypatch.setattr("discovery.cli.bench._BUDGET", 0.02)
+    monkeypatch.setattr("discovery.cli.bench._CLOCK_BUDGET", 0.001)
+
+
+def test_bench_measures_lookups_and_round_trips(at, register, capsys, hurried, monkeypatch):
+    register("web", 8080)
+    with NameServer(srv(("10.0.0.1", 80))) as names:
+        monkeypatch.setenv("DISCOVERY_DNS", str(names.server))
+        code, out, err = run(capsys, "bench", "web")
+        told = json.loads(run(capsys, "bench", "web", "--json")[1])
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    whats = ["warm lookup", "the clock alone", "first lookup of a new client"]
+    whats += [f"registry round trip, {at}", f"DNS round trip, {names.server}"]
+    assert [row["what"] for row in told["measured"]] == whats
+    assert all(what in out for what in whats)
+    for row in told["measured"]:
+        assert 0 < row["least_seconds"] <= row["p50_seconds"] <= row["p99_seconds"]
+        assert row["calls"] >= 1
+    assert told["not_measured"] == []
+
+
+def test_bench_takes_a_service_that_there_is_and_leaves_out_what_is_not(at, agent, register, capsys, hurried):
+    register("a-sick-one", 1, status="critical")
+    register("b", 2)
+    told = json.loads(run(capsys, "bench", "--json")[1])
+    assert told["service"] == "b"
+    assert told["not_measured"] == ["DNS round trip: no answer (none to ask)"]
+    assert run(capsys, "bench", "nope")[0] == 3
+    agent.close()
+    assert run(capsys, "bench")[0] == 5
+
+
+def test_bench_counts_in_order():
+    ticks = iter(range(0, 10**9, 10))
+    measured = measure("x", lambda: None, 1e-6, clock=lambda: next(ticks))
+    assert (measured.p50, measured.p99, measured.least) == (1e-8, 1e-8, 1e-8)
+    assert measured.calls == 50
+
+
 # --- watch ---------------------------------------------------------------------------------------------
 
 
@@ -325,6 +436,49 @@ def test_a_reader_that_was_never_there_is_no_error(at, register, spawn):
     os.close(writing)
     assert process.wait(20) == 0
     assert process.stderr.read() == ""
+
+
+def test_an_output_that_cannot_be_written_is_said(at, register, spawn):
+    register("web", 1)
+    with open("/dev/full", "w") as full:
+        process = spawn("lookup", "web", "--all", stdout=full)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (1, "discovery: cannot write the output: no space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["lookup", "web"], ["ls"], ["explain", "web"], ["watch", "web"], ["wait", "web"], ["doctor"], ["bench"]],
+)
+def test_ctrl_c_is_silent_in_the_midst_of_everything(spawn, command, monkeypatch):
+    def hang(peer) -> None:
+        peer.request()
+        peer.hang()
+
+    with RawServer(hang) as server:
+        monkeypatch.setenv("CONSUL_HTTP_ADDR", server.config.url)
+        monkeypatch.setenv("DISCOVERY_TIMEOUT", "60")
+        process = spawn(*command)
+        wait_until(lambda: server.requests, 20)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
+
+
+def test_what_cannot_be_confirmed_is_said_beside_the_output(
+    at, agent, register, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("DISCOVERY_CACHE", str(tmp_path / "cache"))
+    register("web", 8080)
+    assert run(capsys, "lookup", "web") == (0, "127.0.0.1:8080\n", "")
+    agent.close()
+    said = "discovery: not confirmed: the registry cannot be asked\n"
+    assert run(capsys, "lookup", "web") == (0, "127.0.0.1:8080\n", said)
+
+
+def test_an_error_cannot_move_the_cursor(at, capsys):
+    code, _, err = run(capsys, "lookup", "web\x1b[2J")
+    assert code == 2 and err.count("\n") == 1 and "\x1b" not in err
 
 
 # --- exec ----------------------------------------------------------------------------------------------
