@@ -140,7 +140,7 @@ class Heartbeat:
 
     def _run(self, trouble: DiscoveryError | None) -> None:
         while not self._stopping.wait(self._beat):
-            before = trouble
+            before, known = trouble, self._registered
             try:
                 trouble = self._try()
             except DiscoveryError as exc:
@@ -148,7 +148,8 @@ class Heartbeat:
                 trouble = exc
             if trouble is None:
                 if before is not None:
-                    log.warning("the heartbeat of %s is accepted again", self.registration.id)
+                    now = "the heartbeat of %s is accepted again" if known else "%s is registered now"
+                    log.warning(now, self.registration.id)
             elif type(trouble) is not type(before):
                 log.warning(
                     "the heartbeat of %s does not arrive, trying on: %s", self.registration.id, trouble
