@@ -95,7 +95,8 @@ class Disk:
             return
         if len(self._written) >= _REMEMBERED:
             self._written.clear()
-        self._written[query] = _Written(value, now)
+        # What did not change stays the object that the engine has, too.
+        self._written[query] = _Written(written.value if written is not None and same else value, now)
 
     def recall(self, query: Query) -> Recalled | None:
         """Return what was written down about *query*, None when that is nothing, or too old."""

@@ -307,6 +307,7 @@ class SharedReader:
         self._inner = inner
         self._leads: dict[Query, _Lead] = {}
         self._last: tuple[str, Query, Reply] | None = None  # with the snapshot's serial
+        self._value: tuple[Query, object] | None = None  # of the newest answer
         self._given: dict[Query, str] = {}  # the serial of what was returned last
         self._interrupted = False
         self._waking = threading.Lock()  # what is written to is open
@@ -422,7 +423,7 @@ class SharedReader:
             header, _, text = private.read(directory, name)[0].partition(b"\n")
             serial = header.decode()
             value = codec.query_value(query, json.loads(text))
-            reply = Reply(value, int(serial.partition(" ")[0]), source="shared")
+            reply = Reply(self._same(query, value), int(serial.partition(" ")[0]), source="shared")
         except FileNotFoundError:
             return "", None
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -430,6 +431,12 @@ class SharedReader:
             return "", None
         self._last = serial, query, reply
         return serial, reply
+
+    def _same(self, query: Query, value: object) -> object:
+        """Return *value*, or the equal one of before: the engine keeps that, and two copies are one too many."""
+        if self._value is None or self._value[0] != query or self._value[1] != value:
+            self._value = query, value
+        return self._value[1]
 
     def _followed(self, query: Query, serial: str, reply: Reply) -> Reply:
         if len(self._given) >= _REMEMBERED:
@@ -466,7 +473,8 @@ class SharedReader:
             del self._leads[query]
             self._shared.give_up(lead, unconfirmed=True)
             return reply
-        reply = replace(reply, index=max(reply.index, 1))  # the engine's floor, which followers compare with
+        # The index: the engine's floor, which followers compare with.
+        reply = replace(reply, index=max(reply.index, 1), value=self._same(query, reply.value))
         self._shared.publish(lead, query, reply)
         return reply
 

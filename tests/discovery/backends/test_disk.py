@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,15 @@ def test_what_was_kept_is_recalled_whole(disk, clock):
     assert recalled is not None
     assert recalled.value == (ROW, entry(port=81))
     assert recalled.age == pytest.approx(90.0)
+
+
+def test_what_did_not_change_is_kept_once(disk, clock):
+    value, equal = (ROW,), (replace(ROW),)
+    disk.keep(WEB, value)
+    clock.now += 90.0
+    before = sys.getrefcount(equal)
+    disk.keep(WEB, equal)
+    assert sys.getrefcount(equal) == before
 
 
 def test_names_are_kept_and_other_questions_are_not(disk, clock):

@@ -95,6 +95,20 @@ def names(directory: str) -> set[str]:
 # --- leading and following -----------------------------------------------------------------------------
 
 
+def test_what_did_not_change_is_one_object_however_it_is_read(registry, process):
+    reader, other = process().connect(), process().connect()
+    first = other.read(WEB)
+    followed = reader.read(WEB)
+    other.close()
+    led = reader.read(WEB)
+    registry.set(WEB, *[entry(port=1)])
+    again = reader.read(WEB, index=led.index, wait=5.0)
+    assert (first.source, followed.source, led.source) == ("http", "shared", "http")
+    assert again.index > led.index
+    assert followed.value is led.value is again.value
+    reader.close()
+
+
 def test_17_one_asks_and_all_others_know(registry, follow):
     engines = [follow() for _ in range(8)]
     for _, heard in engines:
