@@ -433,7 +433,7 @@ class SharedReader:
         return serial, reply
 
     def _same(self, query: Query, value: object) -> object:
-        """Return *value*, or the equal one of before: the engine keeps that, and two copies are one too many."""
+        """Return *value*, or the equal one of before, which the engine keeps: one copy is enough."""
         if self._value is None or self._value[0] != query or self._value[1] != value:
             self._value = query, value
         return self._value[1]
