@@ -195,7 +195,7 @@ def test_an_agent_that_is_away_at_the_start_is_waited_for_with_one_warning(begin
     registry.trouble = None
     wait_until(lambda: one.registration.id in registry.services)
     wait_until(lambda: len(caplog.records) == 2)
-    assert caplog.records[1].getMessage().endswith("is accepted again")
+    assert caplog.records[1].getMessage().endswith("is registered now")
     assert "forgotten" not in caplog.text
 
 
