@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from discovery.exposition import Labels, Sample, counter, gauge, histogram, render
+
 __all__ = ["Metrics"]
 
 LAG_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # s
@@ -33,14 +35,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, Labels]] = Counter()
         self._buckets = [0] * (len(LAG_BUCKETS) + 1)
         self._lag_sum = 0.0
 
-    def count(self, name: str, label: str = "") -> None:
-        """Add one to a counter: *name* without prefix, *label* as ``action="start"``."""
+    def count(self, name: str, **labels: str) -> None:
+        """Add one to a counter: *name* without prefix."""
         with self._lock:
-            self._counts[name, label] += 1
+            self._counts[name, tuple(labels.items())] += 1
 
     def lag(self, seconds: float) -> None:
         """Note the time from an event to the end of the write that it led to."""
@@ -48,45 +50,21 @@ class Metrics:
             self._buckets[bisect_left(LAG_BUCKETS, seconds)] += 1
             self._lag_sum += seconds
 
-    def value(self, name: str, label: str = "") -> int:
-        with self._lock:
-            return self._counts[name, label]
-
     def render(self, gauges: Mapping[str, tuple[str, float]]) -> str:
-        """Return everything in Prometheus' text format, version 0.0.4.
+        """Return everything in Prometheus' text format.
 
         Args:
             gauges: name -> (help, value).
         """
+        return render(self._samples(gauges), _PREFIX)
+
+    def _samples(self, gauges: Mapping[str, tuple[str, float]]) -> Iterator[Sample]:
         with self._lock:
             counts, buckets, lag_sum = dict(self._counts), list(self._buckets), self._lag_sum
-        return "\n".join(_lines(counts, buckets, lag_sum, gauges)) + "\n"
-
-
-def _lines(
-    counts: Mapping[tuple[str, str], int],
-    buckets: list[int],
-    lag_sum: float,
-    gauges: Mapping[str, tuple[str, float]],
-) -> Iterator[str]:
-    for name, text in _COUNTERS.items():
-        yield from _head(name, text, "counter")
-        rows = sorted((label, count) for (counted, label), count in counts.items() if counted == name)
-        for label, count in rows or [("", 0)]:
-            yield f"{_PREFIX}{name}{f'{{{label}}}' if label else ''} {count}"
-    name = "lag_seconds"
-    yield from _head(name, "time from a Docker event to the end of the write it led to", "histogram")
-    total = 0
-    for bound, count in zip((*LAG_BUCKETS, "+Inf"), buckets, strict=True):
-        total += count
-        yield f'{_PREFIX}{name}_bucket{{le="{bound}"}} {total}'
-    yield f"{_PREFIX}{name}_sum {lag_sum:.6f}"
-    yield f"{_PREFIX}{name}_count {total}"
-    for name, (text, value) in gauges.items():
-        yield from _head(name, text, "gauge")
-        yield f"{_PREFIX}{name} {value:.10g}"
-
-
-def _head(name: str, text: str, kind: str) -> Iterator[str]:
-    yield f"# HELP {_PREFIX}{name} {text}"
-    yield f"# TYPE {_PREFIX}{name} {kind}"
+        for name, about in _COUNTERS.items():
+            rows = {labels: count for (counted, labels), count in counts.items() if counted == name}
+            yield counter(name, about, rows or 0)
+        about = "time from a Docker event to the end of the write it led to"
+        yield histogram("lag_seconds", about, LAG_BUCKETS, buckets, lag_sum)
+        for name, (about, value) in gauges.items():
+            yield gauge(name, about, value)

@@ -17,6 +17,7 @@ import threading
 from typing import Final, Protocol
 
 from discovery.errors import ConfigurationError
+from discovery.exposition import CONTENT_TYPE
 
 __all__ = ["Monitor", "Watched"]
 
@@ -74,7 +75,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._answer(200, self.pages.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+                self._answer(200, self.pages.metrics(), CONTENT_TYPE)
             case "/healthz":
                 faults = self.pages.faults()
                 text = "".join(f"{fault}\n" for fault in faults) or "ok\n"

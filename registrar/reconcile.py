@@ -376,7 +376,7 @@ class Reconciler:
 
     def _heard(self, event: Event) -> None:
         container = event.container
-        self._metrics.count("events_total", f'action="{event.action.partition(":")[0]}"')
+        self._metrics.count("events_total", action=event.action.partition(":")[0])
         with self._lock:
             self._last_event_at = max(self._last_event_at, event.at)
             if known := self._containers.get(container):
@@ -568,7 +568,7 @@ class Reconciler:
     def _failed(self, task: str, exc: DiscoveryError) -> None:
         """Try again later. The outcome of a write may be unknown, so a survey comes first."""
         side = "docker" if isinstance(exc, DockerUnavailable) else "registry"
-        self._metrics.count("errors_total", f'side="{side}"')
+        self._metrics.count("errors_total", side=side)
         pause = self._pass_pauses.next()
         if self._stopping.is_set():
             return
@@ -728,7 +728,7 @@ class Reconciler:
             new = not write.changes
             if self._accepted(lambda: self._backend.register(write.registration, new=new), service_id, known):  # noqa: B023
                 self._picture.registered(write.registration)
-                self._metrics.count("writes_total", 'kind="register"')
+                self._metrics.count("writes_total", kind="register")
                 self._reporter.forget(service_id)
                 log.info("%s", self._told_of(write))
             else:
@@ -737,7 +737,7 @@ class Reconciler:
             service_id = removal.registration.id
             if self._accepted(lambda: self._backend.deregister(service_id), service_id, known):  # noqa: B023
                 self._picture.deregistered(service_id)
-                self._metrics.count("writes_total", 'kind="deregister"')
+                self._metrics.count("writes_total", kind="deregister")
                 self._reporter.forget(service_id)
                 log.info("deregistered %s (%s)", service_id, why)
                 self._wake_those_who_want(service_id)

@@ -22,12 +22,14 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from resolver import wire
 from resolver.records import Choice, Found, Record
 from resolver.wire import fold_question, name_to_wire
+
+if TYPE_CHECKING:
+    from random import Random  # the type of an argument
 
 __all__ = ["Limits", "Prepared", "Table", "prepare", "render"]
 

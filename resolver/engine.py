@@ -17,8 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from resolver import wire, zone
 from resolver.answers import Limits, Prepared, Table, prepare
@@ -27,6 +26,9 @@ from resolver.facts import Fact, Query
 from resolver.records import Found
 from resolver.wire import fold_question, refuse
 from resolver.zone import Need, Unknown, ZoneSettings
+
+if TYPE_CHECKING:
+    from random import Random  # the type of an argument
 
 __all__ = ["Answer", "AnswerSettings", "Decision", "Drop", "Engine", "Forward", "LookUp", "Transport"]
 
