@@ -358,7 +358,8 @@ def judge_libc(conf: ResolvConf, knows: Mapping[str, bool], *, musl: bool, domai
         return None
     if not ignorant:
         return Finding("libc", "ok", f"Every name server in resolv.conf knows the domain {domain}.")
-    them = f"{' and '.join(ignorant)} {'does' if len(ignorant) == 1 else 'do'} not know the domain {domain}"
+    does, their = ("does", "its") if len(ignorant) == 1 else ("do", "their")
+    them = f"{' and '.join(ignorant)} {does} not know the domain {domain}"
     advice = (
         f"Name {' and '.join(knowing)} alone (docker run --dns {knowing[0]}), and let it forward other names."
     )
@@ -376,7 +377,7 @@ def judge_libc(conf: ResolvConf, knows: Mapping[str, bool], *, musl: bool, domai
     return Finding(
         "libc",
         "warning",
-        f"{them}: whenever the first is slow, glibc takes their denial for the answer.",
+        f"{them}: whenever the first is slow, glibc takes {their} denial for the answer.",
         advice,
     )
 

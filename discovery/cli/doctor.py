@@ -676,9 +676,11 @@ def _dns(machine: Machine, config: Config, query: ServiceQuery | None) -> Iterat
         if chosen := str(server) in config.dns or server.host in config.dns:
             origin = _Origin("DISCOVERY_DNS", chosen)
         else:
-            origin = _Origin("resolv.conf" if server.host in conf.servers else "a guess", chosen)
+            # Those of resolv.conf come first; the same host at another port is a guess again.
+            listed = server.host in conf.servers and server.host not in knows
+            origin = _Origin("resolv.conf" if listed else "a guess", chosen)
         answered, finding = _name_server(server, origin, config.domain, asked, told=query is not None)
-        knows[server.host] = knows.get(server.host, False) or answered
+        knows.setdefault(server.host, answered)
         yield finding, chosen
     if not any(knows.get(server) for server in conf.servers):
         said = f"No name server in resolv.conf knows {config.domain}: services have no host names here."

@@ -108,8 +108,8 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("register", commands.register, "register a command while it runs", lasts=True)
     sub.usage = (
-        "discovery register NAME --port P [--address A] [--tag T] [--id ID] [--ttl S] "
-        "[--check-http PATH] [-- CMD ...]"
+        "discovery register NAME --port P [--address A] [--tag T] [--id ID]\n"
+        "                          [--ttl S] [--check-http PATH] [-- CMD ...]"
     )
     name(sub)
     sub.add_argument("--port", type=int, required=True, metavar="P", help="the port that it listens on")
@@ -139,7 +139,8 @@ def parser() -> argparse.ArgumentParser:
         "shell", choices=["bash", "zsh", "fish", "names"], metavar="SHELL", help="bash, zsh or fish"
     )
     sub.epilog = (
-        "bash and zsh: source <(discovery completion bash)   fish: discovery completion fish | source"
+        "To load it: source <(discovery completion bash), the same with zsh; "
+        "in fish: discovery completion fish | source."
     )
     return whole
 

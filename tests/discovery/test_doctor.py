@@ -621,6 +621,7 @@ def test_a_guess_that_nobody_needs_may_be_silent(dns, look, register):
     nobody = Server("127.0.0.1", free_port())
     found = look("web", env={"DISCOVERY_DNS": "auto"}, name_servers=lambda config: [nobody])
     assert the(found, "dns").level == "ok" and "Nobody needs it" in the(found, "dns").says
+    assert f"{nobody} (a guess)" in the(found, "dns").says
     needed = look("nope", env={"CONSUL_HTTP_ADDR": "127.0.0.1:1", "DISCOVERY_DNS": "127.0.0.1:1"})
     assert the(needed, "dns").level == "problem"
 
