@@ -93,6 +93,17 @@ def test_the_image_runs_the_program_that_its_first_word_names(
     assert url in {f"http://{at.address}:{at.port}" for at in services}
 
 
+def test_the_image_hands_every_other_word_to_the_registrar(host1: Host) -> None:
+    """And `plan` finds in step what the registrar of this host, started with the same words, registered."""
+    mounted = ("--rm", "-h", "registrator", "-v", "/var/run/docker.sock:/tmp/docker.sock", "portcall")
+
+    assert host1.docker("run", "--rm", "portcall", "--version").startswith("portcall ")
+    planned = host1.docker("run", *mounted, "plan", f"consul://{host1.address}:8500")
+    assert planned == "in step: nothing to write"
+    explained = host1.docker("run", *mounted, "explain", "service1", f"consul://{host1.address}:8500")
+    assert f"port {PORT}/tcp: registered: published as *:{PORT}" in explained
+
+
 def hello(host: Host, container: str) -> str:
     """What the service in a container says: the container's hostname is its short id."""
     return f"Hello World from {host.docker('inspect', '--format', '{{.Config.Hostname}}', container)}\n"
