@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +25,7 @@ from registrar.rules import Rules
 from tests.registrar.dockerd import IMAGE, OBEDIENT, Dockerd
 from tests.registrar.fake_docker import FakeDocker
 from tests.registrar.running import Running
-from tests.tools import ConsulAgent, wait_until
+from tests.tools import Authority, ConsulAgent, wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -119,6 +124,66 @@ def test_unusable_tls_variables_are_said_so(tmp_path: Any) -> None:
     env = {"DOCKER_HOST": "tcp://127.0.0.1:1", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
     with pytest.raises(ConfigurationError, match="Docker's TLS variables"):
         Docker(env).connect()
+
+
+@pytest.fixture
+def behind_tls(dockerd: Dockerd, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The way to the engine over TLS, for who has a certificate, as ``dockerd --tlsverify`` has it."""
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("localhost"))
+    context.load_verify_locations(authority.certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    for file, name in zip(authority.issue("registrar"), ("cert.pem", "key.pem"), strict=True):
+        file.rename(tmp_path / name)
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with (
+                contextlib.suppress(OSError),
+                context.wrap_socket(self.request, server_side=True) as near,
+                socket.socket(socket.AF_UNIX) as far,
+            ):
+                far.connect(dockerd.url.removeprefix("unix://"))
+                other = threading.Thread(target=pump, args=(far, near))
+                other.start()
+                pump(near, far)
+                other.join()
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Relay) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield {
+            "DOCKER_HOST": f"tcp://localhost:{server.server_address[1]}",
+            "DOCKER_TLS_VERIFY": "1",
+            "DOCKER_CERT_PATH": str(tmp_path),
+        }
+        server.shutdown()
+        thread.join()
+
+
+def test_an_engine_is_asked_over_tls(behind_tls: dict[str, str], dockerd: Dockerd) -> None:
+    web = dockerd.run("web", publish_all_ports=True)
+    with closing(Docker(behind_tls)) as engine:
+        assert engine.connect().id
+        assert [summary.name for summary in engine.list()] == ["web"]
+        found = engine.inspect(web.id)
+        assert found is not None and found.name == "web"
+        assert engine.inspect("nobody") is None
+        assert engine.execute(found.id, ("true",), 10) == (0, "")
+        with Heard(engine) as heard:
+            web.rename("shop")
+            wait_until(lambda: heard.actions(web.id) == [("rename", None)])
 
 
 def test_events_are_replayed_from_the_moment_given(engine: Docker, dockerd: Dockerd) -> None:
