@@ -44,6 +44,7 @@ class ServedDocker(FakeDocker):
         super().__init__(**options)
         self.asked: list[str] = []
         """The paths of all requests, without version and query, in order."""
+        self.events_told = 0
         self._tls = tls
         self._directory = Path(tempfile.mkdtemp(prefix="portcall-docker-"))
         self._port = 0
@@ -93,6 +94,7 @@ class ServedDocker(FakeDocker):
         super()._send(raw)
         event = {**raw, "timeNano": self.now}
         self._past.append(event)
+        self.events_told += 1
         for subscriber in self._subscribers:
             subscriber.put(_line(event))
 
@@ -138,10 +140,12 @@ class ServedDocker(FakeDocker):
                 self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        plain = connection
         try:
             if self._tls:
-                connection = self._tls.wrap_socket(connection, server_side=True)
+                plain, connection = connection, self._tls.wrap_socket(connection, server_side=True)
+                with self._lock:  # the plain one has given its descriptor away
+                    self._connections.discard(plain)
+                    self._connections.add(connection)
             with connection, connection.makefile("rb") as reader:
                 while request := reader.readline():
                     while reader.readline().strip():
@@ -152,8 +156,8 @@ class ServedDocker(FakeDocker):
             pass  # the peer left, or the certificate was not to its liking
         finally:
             with self._lock:
-                self._connections.discard(plain)
-            plain.close()
+                self._connections.discard(connection)
+            connection.close()
 
     def _answer(self, connection: socket.socket, target: str) -> None:
         parts = urlsplit(target)
