@@ -33,9 +33,9 @@ import discovery
 from discovery import balance, doctor, sources
 from discovery.backends import private
 from discovery.backends.chain import Chain
-from discovery.backends.consul import Consul
-from discovery.backends.consul.codec import path_segment, request
-from discovery.backends.consul.transport import Connection, HTTPReply
+from discovery.backends.consul import Consul, codec
+from discovery.backends.consul.codec import Request
+from discovery.backends.consul.transport import Connection
 from discovery.backends.dns import Dns, Server
 from discovery.backends.shared import Shared
 from discovery.backends.static import Static
@@ -53,7 +53,7 @@ from discovery.errors import (
     RegistryUnavailable,
     ServiceNotFound,
 )
-from discovery.model import ServiceName, ServiceQuery
+from discovery.model import NamesQuery, Query, ServiceName, ServiceQuery
 from discovery.names import dns_label_problem, env_name, service_name
 
 __all__ = ["Diagnosis", "Machine", "examine", "run"]
@@ -402,7 +402,7 @@ def _sources(
         chosen = config.consul.explicit
         guess = "the default gateway of this container" if n else "the default"
         origin = _Origin(chosen_by if chosen else guess, chosen)
-        for finding in _consul(machine, consul.config, query, origin):
+        for finding in _consul(machine, consul.config, query or NamesQuery(config.dc), origin):
             yield finding, chosen or finding.about != "consul"
     yield from _dns(machine, config, query)
     yield _disk(chain, query), True
@@ -487,9 +487,7 @@ def _unwritable(directory: str) -> str:
 # --- one Consul agent ----------------------------------------------------------------------------------
 
 
-def _consul(
-    machine: Machine, consul: ConsulConfig, query: ServiceQuery | None, origin: _Origin
-) -> Iterator[Finding]:
+def _consul(machine: Machine, consul: ConsulConfig, query: Query, origin: _Origin) -> Iterator[Finding]:
     """Ask one agent who it is, whether it can work, and for the service."""
     connection = Connection(consul)
     try:
@@ -508,75 +506,136 @@ class _Questions:
         self._clock = clock
         self.token = bool(consul.token or consul.token_file)
         self.seconds = 0.0
+        """How long the last one took."""
         self.skew: Skew | None = None
+        self.filtered = False
+        """Whether the agent has said that its ACLs leave something out."""
 
-    def ask(self, path: str) -> HTTPReply:
+    def ask(self, question: Request) -> Any:
+        """Return the JSON of the answer; errors are those of ``Connection.call``."""
         asked, started = self._clock(), time.monotonic()
-        reply = self._connection.call(request("GET", path), timeout=_HTTP_TIMEOUT)
+        reply = self._connection.call(question, timeout=_HTTP_TIMEOUT)
         self.seconds = time.monotonic() - started
+        self.filtered = reply.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true"
         try:
             agent = parsedate_to_datetime(reply.headers.get("Date", "")).timestamp()
         except ValueError:
-            return reply  # it tells no time
+            return reply.raw  # it tells no time
         self.skew = Skew(agent, asked, self._clock())
-        return reply
+        return reply.raw
+
+    def value(self, query: Query) -> Any:
+        """Ask as a lookup does; return what *query* documents."""
+        raw = self.ask(codec.query_request(query))
+        try:
+            return codec.query_value(query, raw)
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise RegistryUnavailable(f"the answer is not of Consul's form ({exc!r})") from exc
 
 
 def _agent(
-    machine: Machine, consul: ConsulConfig, questions: _Questions, query: ServiceQuery | None, origin: _Origin
+    machine: Machine, consul: ConsulConfig, questions: _Questions, query: Query, origin: _Origin
 ) -> Iterator[Finding]:
     where = f"{consul.url} ({origin.name})"
     # 1. Does it answer at all? This needs no permission.
     try:
-        leader = str(questions.ask("status/leader").raw or "")
-        trouble = ""
+        leader = str(questions.ask(codec.request("GET", "status/leader")) or "")
     except RegistryOverloaded:
         yield doctor.judge_connections(_connections(machine, consul), doctor.DEFAULT_CONNECTIONS)
         return
     except (RegistryUnavailable, RegistryError) as exc:
-        leader, trouble = "", str(exc)
-        if not any(words in trouble for words in _NO_LEADER):
-            yield _unreachable(where, trouble, origin)
+        if not _is_leaderless(exc):
+            yield _unreachable(where, str(exc), origin)
             return
+        leader = ""
     # 2. What a lookup asks.
-    path = f"health/service/{path_segment(query.name)}" if query is not None else "catalog/services"
-    refused = hidden = False
     found: Any = None
+    trouble: RegistryUnavailable | RegistryError | None = None
     try:
-        reply = questions.ask(path)
-        found = reply.raw
-        hidden = reply.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true"
-    except AccessDenied as exc:
-        refused = True
-        yield doctor.judge_access(
-            exc.body, path=f"/v1/{path}", token=questions.token, needed="service:read node:read"
-        )
+        found = questions.value(query)
     except (RegistryUnavailable, RegistryError) as exc:
-        trouble = trouble or str(exc)
+        trouble = exc
+        leader = "" if _is_leaderless(exc) else leader
+    took, filtered = questions.seconds, questions.filtered
     # 3. Who it is.
-    raw: dict[str, Any] = {}
-    access: Finding | None = None
+    raw: Any = None
+    refused: AccessDenied | None = None
     try:
-        raw = questions.ask("agent/self").raw or {}
+        raw = questions.ask(codec.request("GET", "agent/self"))
     except AccessDenied as exc:
-        access = doctor.judge_access(
-            exc.body, path="/v1/agent/self", token=questions.token, needed="agent:read"
-        )
+        refused = exc
     except (RegistryUnavailable, RegistryError):
-        pass  # told already by one of the questions before
-    yield _answers(consul, where, raw, query, found, questions.seconds)
-    # Reads of what ACLs hide are not refused, they come back empty. Every cluster has the service consul.
-    if hidden or (not found and access is not None and not refused and not trouble):
-        yield doctor.judge_hidden(token=questions.token)
-    elif access is not None and not refused:
-        yield replace(access, level="warning", says=f"{access.says} Lookups do not need that.")
-    yield doctor.judge_leader("" if any(words in trouble for words in _NO_LEADER) else leader, "")
+        pass  # what a lookup needs has been asked for, and this is not that
+    yield _answers(where, str(_part(raw, "Config").get("Version") or ""), query, found, took)
+    if trouble is not None and not _is_leaderless(trouble) and not isinstance(trouble, AccessDenied):
+        said = f"{where} does not answer what a lookup asks: {trouble}."
+        yield Finding("consul", "problem", said, "Look at what the agent logs: `consul monitor`.")
+    access = _access(
+        questions, query, trouble, refused, hidden=filtered, nothing=found is not None and not found
+    )
+    if access is not None:
+        yield access
+    yield doctor.judge_leader(leader)
     if questions.skew is not None:
         yield doctor.judge_clock(questions.skew)
     yield _place(consul, raw)
     if not consul.socket_path:
-        limit = (raw.get("DebugConfig") or {}).get("HTTPMaxConnsPerClient") or doctor.DEFAULT_CONNECTIONS
-        yield doctor.judge_connections(_connections(machine, consul), int(limit))
+        limit = _part(raw, "DebugConfig").get("HTTPMaxConnsPerClient")
+        limit = limit if isinstance(limit, int) and limit > 0 else doctor.DEFAULT_CONNECTIONS
+        yield doctor.judge_connections(_connections(machine, consul), limit)
+
+
+def _access(
+    questions: _Questions,
+    query: Query,
+    trouble: Exception | None,
+    refused: AccessDenied | None,
+    *,
+    hidden: bool,
+    nothing: bool,
+) -> Finding | None:
+    """Judge what the ACLs allow.
+
+    Args:
+        trouble: why there was no answer to *query*.
+        refused: why the agent did not say who it is.
+        hidden: it has said that it hid something.
+        nothing: the answer to *query* was empty.
+    """
+    if isinstance(trouble, AccessDenied):
+        path = codec.query_request(query).target.partition("?")[0]
+        return doctor.judge_access(
+            trouble.body, path=path, token=questions.token, needed="service:read node:read"
+        )
+    if hidden or (refused is not None and nothing and _sees_nothing(questions, query)):
+        return doctor.judge_hidden(token=questions.token)
+    if refused is None:
+        return None
+    finding = doctor.judge_access(
+        refused.body, path="/v1/agent/self", token=questions.token, needed="agent:read"
+    )
+    return replace(finding, level="warning", says=f"{finding.says} Lookups do not need that.")
+
+
+def _sees_nothing(questions: _Questions, query: Query) -> bool:
+    """Say whether not one service can be seen: every cluster has one, consul.
+
+    What ACLs hide is not refused; the answer is empty, and only newer releases say so in a header.
+    """
+    try:
+        return not questions.value(NamesQuery(query.dc))
+    except (RegistryUnavailable, RegistryError):
+        return False
+
+
+def _is_leaderless(error: Exception) -> bool:
+    return any(words in str(error) for words in _NO_LEADER)
+
+
+def _part(raw: Any, key: str) -> Mapping[str, Any]:
+    """Return the object *key* of ``/v1/agent/self``; empty where there is none."""
+    part = raw.get(key) if isinstance(raw, dict) else None
+    return part if isinstance(part, dict) else {}
 
 
 def _unreachable(where: str, trouble: str, origin: _Origin) -> Finding:
@@ -588,30 +647,20 @@ def _unreachable(where: str, trouble: str, origin: _Origin) -> Finding:
     return Finding("consul", "warning", f"{where} cannot be asked: {reason}.", advice)
 
 
-def _answers(
-    consul: ConsulConfig,
-    where: str,
-    raw: Mapping[str, Any],
-    query: ServiceQuery | None,
-    found: Any,
-    took: float,
-) -> Finding:
-    version = (raw.get("Config") or {}).get("Version")
+def _answers(where: str, version: str, query: Query, found: Any, took: float) -> Finding:
     agent = f"Consul {version}" if version else "An agent"
-    if query is None or found is None:  # nobody asked for it, or it was refused
+    if not isinstance(query, ServiceQuery) or found is None:  # nobody asked for one, or it was refused
         said = f"{agent} answers at {where}."
     else:
-        healthy = sum(
-            all(check.get("Status") != "critical" for check in row.get("Checks") or ()) for row in found
-        )
+        healthy = sum(entry.status != "critical" for entry in found)
         count = f"{healthy} of {len(found)} instances of {query.name!r} are healthy"
         said = f"{agent} answers at {where}: {count}."
     return Finding("consul", "ok", said, seconds=took)
 
 
-def _place(consul: ConsulConfig, raw: Mapping[str, Any]) -> Finding:
-    advertised = str((raw.get("Member") or {}).get("Addr") or "")
-    node = str((raw.get("Config") or {}).get("NodeName") or "")
+def _place(consul: ConsulConfig, raw: Any) -> Finding:
+    advertised = str(_part(raw, "Member").get("Addr") or "")
+    node = str(_part(raw, "Config").get("NodeName") or "")
     here = _is_here(advertised) or node.partition(".")[0] == socket.gethostname().partition(".")[0]
     return doctor.judge_place(consul.url, advertised, reached=_reached(consul), advertised_here=here)
 

@@ -459,9 +459,9 @@ def test_ctrl_c_is_silent_in_the_midst_of_everything(spawn, command, monkeypatch
         monkeypatch.setenv("CONSUL_HTTP_ADDR", server.config.url)
         monkeypatch.setenv("DISCOVERY_TIMEOUT", "60")
         process = spawn(*command)
-        wait_until(lambda: server.requests, 20)
+        wait_until(lambda: server.requests, 60)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 130
 
 

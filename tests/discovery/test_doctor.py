@@ -188,7 +188,9 @@ def test_only_what_looks_like_ours_is_a_misspelling():
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No guess leads anywhere, whatever this machine is; and logging is as it was."""
+    """No guess leads anywhere, whatever this machine is; time is plenty; and logging is as it was."""
+    monkeypatch.setattr("discovery.cli.doctor._HTTP_TIMEOUT", 20.0)
+    monkeypatch.setattr("discovery.cli.doctor._DNS_TIMEOUT", 20.0)
     monkeypatch.setattr("discovery.sources._CONTAINER_MARKS", ())
     level = logging.getLogger("discovery").level
     yield
@@ -203,6 +205,7 @@ def look(agent: Agent, tmp_path: Path) -> Look:
         settings = {
             "CONSUL_HTTP_ADDR": agent.url,
             "DISCOVERY_DNS": "off",
+            "DISCOVERY_TIMEOUT": "20",
             "DISCOVERY_SHARE": str(tmp_path / "shared"),
             "DISCOVERY_CACHE": str(tmp_path / "cache"),
             **(env or {}),
@@ -327,9 +330,12 @@ def test_all_wrong_variables_are_told_and_no_secret(look):
     assert "CONSUL_HTTP_TOKEN" in the(sound, "environment").says and "swordfish" not in repr(sound)
 
 
-def test_no_variables_at_all():
-    findings = examine(Machine({"DISCOVERY_DNS": "off", "CONSUL_HTTP_ADDR": "127.0.0.1:1"}, sys.path))
-    assert "DISCOVERY_DNS" in findings.findings[0].says
+def test_no_variables_at_all(monkeypatch):
+    monkeypatch.setattr("discovery.sources.name_servers", lambda config: [])
+    found = examine(Machine({}, sys.path, name_servers=lambda config: []))
+    assert "the defaults hold" in the(found, "environment").says
+    assert "http://127.0.0.1:8500 (the default)" in the(found, "consul").says
+    assert the(found, "disk").level == "warning"  # there is no HOME to write to
 
 
 # the package
@@ -486,6 +492,23 @@ def test_what_lookups_do_not_need_is_a_warning(faulty):
 )
 def test_services_that_are_hidden(faulty, answers):
     assert "hide services" in the(faulty(*answers), "access").says
+
+
+def test_what_is_not_there_is_not_hidden(faulty):
+    found = faulty(("/v1/health", answer([])), ("/v1/agent/self", denied()), name="web")
+    assert (the(found, "access").level, found.exit_code) == ("warning", 3)  # other services can be seen
+
+
+def test_an_agent_that_cannot_answer_what_a_lookup_asks(faulty):
+    for said in (
+        answer(b"rpc error", "500 Error"),
+        answer([{"Service": 7}]),
+        answer(b"No path to datacenter", "500 X"),
+    ):
+        found = faulty(("/v1/health", said), ("/v1/agent/self", answer([])), name="web")
+        sound, broken = about(found, "consul")
+        assert (sound.level, broken.level, found.exit_code) == ("ok", "problem", 5)
+        assert "does not answer what a lookup asks" in broken.says
 
 
 def test_acls_of_a_real_consul(look, start_consul: Callable[..., ConsulAgent], consul_executable: str):
