@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -290,6 +291,46 @@ def test_names_outside_the_zone(pair: tuple[Server, Server]) -> None:
     agree(
         [Question(name, qtype) for name in ("www.example.test.", "com.", ".") for qtype in ("A", "NS")], pair
     )
+
+
+# --- packets
+
+QUESTION = b"\3web\7service\6consul\0\0\1\0\1"
+RD, AD, CD, Z, QUERY, STATUS, UPDATE = 0x0100, 0x0020, 0x0010, 0x0040, 0 << 11, 2 << 11, 5 << 11
+PACKETS = {
+    "plain": (QUERY, 1, QUESTION),
+    "recursion desired": (QUERY | RD, 1, QUESTION),
+    "every bit that a query may have": (QUERY | RD | AD | CD | Z, 1, QUESTION),
+    "status": (STATUS, 1, QUESTION),
+    "update": (UPDATE | RD, 1, QUESTION),
+    "no question": (QUERY, 0, b""),
+    "two questions": (QUERY, 2, QUESTION + QUESTION),
+    "a transfer": (QUERY, 1, b"\6consul\0\0\xfc\0\1"),
+    "a question that ends early": (QUERY, 1, QUESTION[:-3]),
+    "a label of 64 octets": (QUERY, 1, b"\x40" + b"a" * 64 + b"\0\0\1\0\1"),
+    "a pointer to itself": (QUERY, 1, b"\xc0\x0c\0\1\0\1"),
+    "a name of 260 octets": (QUERY, 1, (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1"),
+}
+
+
+@pytest.mark.parametrize(("flags", "count", "question"), PACKETS.values(), ids=PACKETS)
+def test_odd_packets_get_the_same_header(
+    pair: tuple[Server, Server], flags: int, count: int, question: bytes
+) -> None:
+    """Packets that both leave without a reply are in the tests of the RFCs."""
+    packet = b"\x12\x34" + flags.to_bytes(2) + count.to_bytes(2) + bytes(6) + question
+
+    def header(server: Server) -> tuple[bytes, int]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(server.where)
+            sock.settimeout(5.0)
+            sock.send(packet)
+            raw = sock.recv(4096)
+        # Without RA (``recursion-available``).
+        return raw[:2], int.from_bytes(raw[2:4]) & ~0x0080
+
+    ours, consul = pair
+    assert header(ours) == header(consul)
 
 
 # --- settings
