@@ -153,6 +153,7 @@ FURTHER: Final = (
     Option("service-prefix", "put before every name, as PREFIX-name, and every id, as PREFIX:id", "PREFIX"),
     Option("network", "with -internal: register the address in this network", "NAME"),
     Option("allow-service-ip", "let SERVICE_IP give the address; else it is Meta"),
+    Option("every-binding", "register an instance for each address and port that a port is published as"),
     Option("allow-loopback", "register ports that are bound to a loopback address"),
     Option(
         "suffix",
@@ -266,6 +267,7 @@ def settings_from(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
             network=arguments.network,
             prefix=_prefix(arguments.service_prefix),
             allow_service_ip=arguments.allow_service_ip,
+            every_binding=arguments.every_binding,
             allow_loopback=arguments.allow_loopback,
             suffix=arguments.suffix,
             allow_names=tuple(arguments.allow_name),

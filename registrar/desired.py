@@ -29,7 +29,7 @@ from registrar.checks import Probe, Target, has_check, parse_checks
 from registrar.containers import Container, Port
 from registrar.metadata import Extensions, Metadata, Problem, Value, split_tags
 from registrar.owner import MARKS, Owner
-from registrar.places import Place, address_problem, find_place, label_problem
+from registrar.places import Place, address_problem, find_places, label_problem
 from registrar.rules import Rules
 from registrar.status import Report, container_check, describe_end, failed, kept, report_on
 
@@ -213,17 +213,20 @@ class _Deciding:
             self.problems.append(problem)
         container = extensions.applied_to(self.container)
         ports = container.ports
-        places = {port: find_place(container, port, self.rules) for port in ports}
-        several = sum(isinstance(place, Place) for place in places.values()) > 1
+        found = {port: find_places(container, port, self.rules) for port in ports}
+        several = sum(not isinstance(places, str) for places in found.values()) > 1
         unwanted = self._unwanted()
         decisions: list[Decision] = []
-        for port, place in places.items():
-            if isinstance(place, str):
-                decisions.append(Decision(port, None, place))
+        for port, places in found.items():
+            if isinstance(places, str):
+                decisions.append(Decision(port, None, places))
             elif reason := unwanted or self._unwanted_port(port):
                 decisions.append(Decision(port, None, reason))
             else:
-                decisions.extend(self._register(port, self._placed(port, place), several, extensions))
+                for place in places:
+                    second = f"@{place.address}:{place.port}" if place != places[0] else ""
+                    place = self._placed(port, place)
+                    decisions.extend(self._register(port, place, second, several, extensions))
         decisions = list(self._with_distinct_ids(decisions))
         check_ids = {check.id for one in decisions if one.registration for check in one.registration.checks}
         reports = (
@@ -269,9 +272,13 @@ class _Deciding:
         return ""
 
     def _register(
-        self, port: Port, place: Place, several: bool, extensions: Extensions
+        self, port: Port, place: Place, second: str, several: bool, extensions: Extensions
     ) -> Iterator[Decision]:
-        """Decide on one port: one registration under each of its names."""
+        """Decide on one place of one port: one registration under each of its names.
+
+        Args:
+            second: what tells the ids of this place from those of the port's first one; empty for that.
+        """
         values = self.metadata.for_port(port)
         first_id, id_rule, default_id = self._id(port, values, several)
         tags = self._tags(port, values)
@@ -291,7 +298,7 @@ class _Deciding:
                 name = ServiceName(f"{self.rules.prefix}-{name}")
                 name_rule += ", after --service-prefix"
             # A port has one id under its first name; under the others they are told apart by those.
-            service_id = ServiceID(f"{first_id}:{name}") if position else first_id
+            service_id = ServiceID((f"{first_id}:{name}" if position else first_id) + second)
             target = Target(
                 container_name=self.container.name,
                 container_id=self.container.id,
@@ -335,7 +342,8 @@ class _Deciding:
                 *([Choice("mesh", mesh, mesh_rule)] if mesh_rule else []),
             ]
             signed = self.host.owner.sign(registration, self.container.id)
-            yield Decision(port, signed, place.rule, tuple(choices), default_id and not position, probes)
+            default = default_id and not position and not second
+            yield Decision(port, signed, place.rule, tuple(choices), default, probes)
 
     def _own_checks(self, service_id: ServiceID) -> tuple[Check, ...]:
         return (container_check(service_id, self.rules),) if self._own_rule() else ()

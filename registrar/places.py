@@ -28,7 +28,7 @@ from registrar.containers import Binding, Container, Port
 from registrar.metadata import EXTENSION_PREFIX, Problem
 from registrar.rules import Rules
 
-__all__ = ["Place", "address_problem", "find_place", "label_problem"]
+__all__ = ["Place", "address_problem", "find_places", "label_problem"]
 
 NETWORK_LABEL: Final = f"{EXTENSION_PREFIX}network"
 INGRESS: Final = "ingress"
@@ -47,8 +47,11 @@ class Place:
     tagged: Mapping[str, Address] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def find_place(container: Container, port: Port, rules: Rules) -> Place | str:
-    """Return where others reach *port*, or why they cannot."""
+def find_places(container: Container, port: Port, rules: Rules) -> Sequence[Place] | str:
+    """Return where others reach *port*, the best place first, or why they cannot.
+
+    It is one place, unless every binding is asked for.
+    """
     mode = container.network_mode
     if mode == "none":
         return "the container has no network"
@@ -56,18 +59,25 @@ def find_place(container: Container, port: Port, rules: Rules) -> Place | str:
         return f"the container whose network this one uses, {mode}, cannot be found"
     label_address, _ = _label_address(container, rules)
     if mode == "host":
-        place: Place | str = Place("", port.number, "host network: the node's address and the port inside")
+        found: list[Place] | Place | str = Place(
+            "", port.number, "host network: the node's address and the port inside"
+        )
     elif rules.internal:
-        place = _inside(container, port, rules, label_address)
+        found = _inside(container, port, rules, label_address)
     else:
-        place = _published(container, port, rules)
-    if isinstance(place, str):
-        return place
+        found = _published(container, port, rules)
+    if isinstance(found, str):
+        return found
+    places = found if isinstance(found, list) else [found]
     if label_address:
-        return Place(label_address, place.port, f"label {rules.use_ip_from_label} (-useIpFromLabel)")
-    if rules.ip and not rules.internal:
-        return Place(rules.ip, place.port, f"-ip, with the port of: {place.rule}")
-    return place
+        rule = f"label {rules.use_ip_from_label} (-useIpFromLabel)"
+        places = [Place(label_address, place.port, rule) for place in places]
+    elif rules.ip and not rules.internal:
+        places = [Place(rules.ip, place.port, f"-ip, with the port of: {place.rule}") for place in places]
+    distinct: dict[tuple[str, int], Place] = {}
+    for place in places:
+        distinct.setdefault((place.address, place.port), place)
+    return list(distinct.values())
 
 
 def label_problem(container: Container, rules: Rules) -> Problem | None:
@@ -92,7 +102,7 @@ def _inside(container: Container, port: Port, rules: Rules, label_address: str) 
     return f"the container has no address in any network{' but ' + INGRESS if INGRESS in networks else ''}"
 
 
-def _published(container: Container, port: Port, rules: Rules) -> Place | str:
+def _published(container: Container, port: Port, rules: Rules) -> list[Place] | Place | str:
     if not port.number:
         return Place("", 0, "a service without a port, at the node's address")
     if not port.bindings:
@@ -103,6 +113,8 @@ def _published(container: Container, port: Port, rules: Rules) -> Place | str:
     if not usable:
         hosts = ", ".join(sorted({binding.host_ip for binding in port.bindings}))
         return f"the port is published on {hosts} only, out of reach for others (--allow-loopback)"
+    if rules.every_binding:
+        return [Place(one.host_ip, one.host_port, f"published as {_endpoint(one)}") for one in usable]
     first = usable[0]
     rule = f"published as {_endpoint(first)}"
     if others := sorted({binding.host_port for binding in usable} - {first.host_port}):

@@ -32,6 +32,8 @@ class Rules:
     allow_service_ip: bool = False
     """Let containers say with SERVICE_IP where they are reached. Not by default: checks go there too, so a
     container could have the agent ask any address of its network; and to Registrator it is Meta."""
+    every_binding: bool = False
+    """Register an instance for each address and port that a port is published as, not for the best alone."""
     allow_loopback: bool = False
     """Register ports bound to a loopback address, which only this host can reach."""
 

@@ -47,6 +47,7 @@ def test_without_options_nothing_is_assumed() -> None:
         ("-tags {container},{label:x.y},{env:Z}", Rules(tags=("{container}", "{label:x.y}", "{env:Z}"))),
         ("-network back", Rules(network="back")),
         ("--service-prefix test", Rules(prefix="test")),
+        ("--every-binding", Rules(every_binding=True)),
         ("--allow-service-ip", Rules(allow_service_ip=True)),
         ("-allow-loopback", Rules(allow_loopback=True)),
         ("-allow-script-checks", Rules(allow_script_checks=True)),

@@ -279,6 +279,32 @@ def test_691_256_598_229_321_both_families_of_one_port_become_tagged_addresses()
     }
 
 
+def test_every_binding_is_an_instance_where_asked() -> None:
+    publish = {
+        "80/tcp": [("0.0.0.0", 8080), ("::", 8080), ("10.0.0.5", 81), ("127.0.0.1", 82), ("fd00::5", 81)]
+    }
+    env = {"SERVICE_NAME": "web,shop"}
+    every = Rules(every_binding=True)
+    desired = decided(every, publish=publish, env=env)
+    assert [(one.id, one.name, one.address, one.port) for one in desired.registrations] == [
+        ("host-1:web:80", "web", "", 8080),
+        ("host-1:web:80:shop", "shop", "", 8080),
+        ("host-1:web:80@10.0.0.5:81", "web", "10.0.0.5", 81),
+        ("host-1:web:80:shop@10.0.0.5:81", "shop", "10.0.0.5", 81),
+        ("host-1:web:80@fd00::5:81", "web", "fd00::5", 81),
+        ("host-1:web:80:shop@fd00::5:81", "shop", "fd00::5", 81),
+    ]
+    assert desired.default_ids == {"host-1:web:80"}
+    # Places that became one are registered once, and the first stays the first.
+    publish["80/tcp"].append(("fd00::6", 8080))
+    moved = decided(replace(every, ip="203.0.113.7"), publish=publish)
+    assert [(one.id, one.address, one.port) for one in moved.registrations] == [
+        ("host-1:web:80", "203.0.113.7", 8080),
+        ("host-1:web:80@203.0.113.7:81", "203.0.113.7", 81),
+    ]
+    assert len(decided(replace(every, internal=True), publish=publish).registrations) == 1
+
+
 @pytest.mark.parametrize("host_ip", ["127.0.0.1", "127.0.1.1", "::1"])
 def test_272_185_loopback_is_refused_unless_asked(host_ip: str) -> None:
     publish = {"80/tcp": [(host_ip, 80)]}
