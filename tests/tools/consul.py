@@ -204,7 +204,13 @@ class ConsulAgent:
     # Inside -----------------------------------------------------------------------------------------------
 
     def _choose_ports(self) -> None:
-        self._ports = {name: free_port() for name in ("http", "dns", "server", "serf_lan")}
+        taken = set(self.config.get("ports", {}).values())
+        self._ports = {}
+        for name in ("http", "dns", "server", "serf_lan"):
+            while (port := free_port()) in taken:
+                pass  # nobody holds what was found before, so that it may be found again
+            taken.add(port)
+            self._ports[name] = port
         self.http_port, self.dns_port = self._ports["http"], self._ports["dns"]
 
     def _spawn(self) -> None:
