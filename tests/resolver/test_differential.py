@@ -414,7 +414,7 @@ def test_another_data_centre_is_answered_for_with_its_wide_addresses(
     start_consul: Callable[..., ConsulAgent],
 ) -> None:
     raw = {"translate_wan_addrs": True}
-    far_wan, near_wan = free_port(), free_port()
+    far_wan = free_port()
     wide = {"wan": {"Address": "192.0.2.80", "Port": 8080}, "lan_ipv4": {"Address": "10.8.0.9", "Port": 9}}
     both = {
         "wan_ipv4": {"Address": "192.0.2.81", "Port": 81},
@@ -423,7 +423,7 @@ def test_another_data_centre_is_answered_for_with_its_wide_addresses(
     with ExitStack() as stack:
         far = start_consul(config={"datacenter": "dc2", "ports": {"serf_wan": far_wan}})
         near = start_consul(
-            config={**raw, "ports": {"serf_wan": near_wan}, "retry_join_wan": [f"127.0.0.1:{far_wan}"]}
+            config={**raw, "ports": {"serf_wan": free_port()}, "retry_join_wan": [f"127.0.0.1:{far_wan}"]}
         )
         wait_until(lambda: len(near.request("GET", "/v1/catalog/datacenters")) == 2, 30.0)
         there, here = Catalogue(far), Catalogue(near)
