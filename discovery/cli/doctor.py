@@ -217,7 +217,7 @@ def _lookup(config: Config, name: str | None) -> tuple[bool, int, Finding]:
             took = time.monotonic() - started
             # Nothing to return is an answer, too: the sources are in order then.
             works = exit_code(exc) in (3, 4)
-            if len(exc.attempts) > 1 and not works:
+            if isinstance(exc, RegistryUnavailable) and len(exc.attempts) > 1:
                 said = "Lookups do not work: no source answers."
                 advice = (
                     "Mend one of those above; CONSUL_HTTP_ADDR with the address of a Consul agent is enough."
@@ -567,7 +567,7 @@ def _agent(
     except (RegistryUnavailable, RegistryError):
         pass  # what a lookup needs has been asked for, and this is not that
     yield _answers(where, str(_part(raw, "Config").get("Version") or ""), query, found, took)
-    if trouble is not None and not _is_leaderless(trouble) and not isinstance(trouble, AccessDenied):
+    if trouble is not None and leader and not isinstance(trouble, AccessDenied):
         said = f"{where} does not answer what a lookup asks: {trouble}."
         yield Finding("consul", "problem", said, "Look at what the agent logs: `consul monitor`.")
     access = _access(
@@ -607,7 +607,7 @@ def _access(
         return doctor.judge_access(
             trouble.body, path=path, token=questions.token, needed="service:read node:read"
         )
-    if hidden or (refused is not None and nothing and _sees_nothing(questions, query)):
+    if hidden or (nothing and _sees_nothing(questions, query)):
         return doctor.judge_hidden(token=questions.token)
     if refused is None:
         return None
