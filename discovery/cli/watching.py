@@ -116,14 +116,14 @@ def show(client: Client, name: str, tags: Sequence[str], terminal: Terminal) -> 
         DiscoveryError: nothing is known, and the registry cannot be asked.
     """
     board = Board(name, client.where)
-    drawn = 0
+    screen = _Screen(terminal)
     with client.watch(name, tags=tags, healthy=False) as changes:
         snapshot: Snapshot | None = changes.next()
         try:
             while True:
                 if snapshot is not None:
                     board.changed(snapshot, time.monotonic())
-                drawn = _draw(board, terminal, drawn)
+                screen.draw(board)
                 try:
                     snapshot = changes.next(_TICK)
                 except RegistryTimeout:  # nothing has changed; whatever is known stays so
@@ -143,10 +143,24 @@ def change_line(snapshot: Snapshot) -> str:
     return f"{time.strftime('%H:%M:%S')}  {'  '.join(changes) or '='}  ({count}{stale})"
 
 
-def _draw(board: Board, terminal: Terminal, drawn: int) -> int:
-    """Draw over the *drawn* lines of the last time, in one write so that nothing flickers."""
-    lines = board.lines(time.monotonic(), terminal.width, terminal.height)
-    up = f"\x1b[{drawn}F" if drawn else ""
-    text = "".join(f"{terminal.paint(line, colour)}\x1b[K\n" for line, colour in lines)
-    print(f"{up}{text}\x1b[J", end="", flush=True)
-    return len(lines)
+class _Screen:
+    """Where the board is drawn, each time over the last."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._lines = 0
+        self._size: tuple[int | None, int] | None = None
+
+    def draw(self, board: Board) -> None:
+        """Draw in one write, so that nothing flickers."""
+        terminal = self._terminal
+        size = terminal.width, terminal.height
+        lines = board.lines(time.monotonic(), *size)
+        start = f"\x1b[{self._lines}F" if self._lines else ""
+        if self._size not in (None, size):
+            start = (
+                "\x1b[2J\x1b[H"  # the terminal has wrapped what was there: nobody knows how many lines it is
+            )
+        text = "".join(f"{terminal.paint(line, colour)}\x1b[K\n" for line, colour in lines)
+        print(f"{start}{text}\x1b[J", end="", flush=True)
+        self._lines, self._size = len(lines), size

@@ -123,7 +123,7 @@ class Screen:
 
     def __init__(self, *arguments: str, **env: str) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.resize(80)
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", "-m", "discovery.cli", *arguments],
             cwd=Path(__file__).parents[2],
@@ -134,6 +134,9 @@ class Screen:
         )
         os.close(slave)
         self.text = ""
+
+    def resize(self, width: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
 
     def until(self, wanted: str, seconds: float = 30.0) -> str:
         """Read until *wanted* was written after what was read before, and return that part."""
@@ -198,6 +201,15 @@ def test_a_terminal_is_drawn_again_with_every_change(screen, agent, register, re
     assert seen.interrupt() == 130
     assert "discovery:" not in lost  # a line of the log would stand in the table
     assert "Traceback" not in seen.text + seen.rest()
+
+
+def test_a_window_that_was_resized_is_drawn_from_the_top(screen, agent, register):
+    register("web", 8080, tags=("a-tag-that-is-long" * 3,))
+    seen = screen("watch", "web", CONSUL_HTTP_ADDR=agent.url)
+    assert "\x1b[2J" not in seen.until("8080.*passing")
+    seen.resize(50)
+    narrow = seen.until(r"(?s)\x1b\[2J\x1b\[H.*8080.*passing.*\x1b\[J").partition("\x1b[2J")[2]
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*[A-Z a-z]", "", narrow).splitlines())) <= 50
 
 
 def test_no_color_is_obeyed(screen, agent, register):
