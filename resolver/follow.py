@@ -43,7 +43,7 @@ _MAX_QUEUED: Final = 64
 for more than these end by their own time limit."""
 _MAX_PREPARED: Final = 64
 """Prepared queries followed at a time. One template makes any number of names exist, and each is executed
-every second; beyond this, the one not asked for the longest is asked anew when somebody does."""
+every second; beyond this, the one asked for the least is given up. It comes back when somebody asks."""
 _ADDRESSES_KEPT: Final = 10.0
 """Seconds for which the services' addresses are kept. To gather them costs a request per node, and who asks
 for PTR records mostly wants to put a name into a log."""
@@ -300,7 +300,9 @@ class Follower:
         """Keep the prepared queries that are followed within their number."""
         prepared = [one for one in self._followed.values() if isinstance(one.query, PreparedQuery)]
         if len(prepared) >= _MAX_PREPARED:
-            self._unfollow(min(prepared, key=lambda one: one.asked_at).query)
+            # A flood of made-up names asks for each once, and must not push out those in use.
+            unused = min(prepared, key=lambda one: (self._engine.served(one.query), one.asked_at))
+            self._unfollow(unused.query)
 
 
 def _is_hidden(nodes: Fact) -> bool:

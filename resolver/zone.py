@@ -324,8 +324,8 @@ class _Zone:
             return self.nothing()
         ttl = self.service_ttl(fold(result.service)) if result.ttl is None else int(result.ttl)
         remote = fold(result.dc or self.own_dc()) != fold(self.own_dc())
-        # Not lasting: templates match any number of names.
-        return self.instances(result.entries, ttl, remote=remote, ordered=result.ordered, lasting=False)
+        # Lasting, although templates match any number of names: only so many are followed.
+        return self.instances(result.entries, ttl, remote=remote, ordered=result.ordered)
 
     def node(self, name: str, dc: str | None) -> Found:
         """``name.node``: the node's address whatever its health, and its meta."""

@@ -294,6 +294,22 @@ def test_as_many_prepared_queries_are_followed_as_can_be_polled() -> None:
     run(use)
 
 
+def test_made_up_names_of_a_template_do_not_push_out_those_in_use() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        for number in range(100):
+            told: list[bool] = []
+            query = PreparedQuery(f"q{number}")
+            follower.when_known(query, lambda told=told: told.append(True))  # type: ignore[misc]
+            subscriptions.say(query, PreparedResult((entry("web", "10.0.0.1"),)))
+            await until(lambda told=told: bool(told))  # type: ignore[misc]
+            for _ in range(2 if number == 0 else 1):
+                assert isinstance(engine.decide(packet(f"q{number}.query.consul"), "udp"), Answer)
+        assert PreparedQuery("q0") in subscriptions.callbacks
+        assert PreparedQuery("q1") not in subscriptions.callbacks
+
+    run(use)
+
+
 def test_a_new_order_of_what_has_none_is_no_news() -> None:
     query = PreparedQuery("q")
     one, two = entry("web", "10.0.0.1"), entry("web", "10.0.0.2")

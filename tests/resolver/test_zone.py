@@ -539,9 +539,7 @@ def test_a_failover_to_another_data_centre_gives_its_wide_addresses() -> None:
         assert answer("q.query.consul", "A", known, settings) == [f"q.query.consul. 0 A {address}"]
 
 
-@pytest.mark.parametrize(
-    "name", ["x.web.connect.consul", "x.web.ingress.consul", "x.web.virtual.consul", "q.query.consul"]
-)
+@pytest.mark.parametrize("name", ["x.web.connect.consul", "x.web.ingress.consul", "x.web.virtual.consul"])
 def test_names_that_anybody_can_make_up_are_not_kept_for_long(name: str) -> None:
     found = resolve(query(name), MESH, SETTINGS, SERIAL)
     assert isinstance(found, Found)
