@@ -159,6 +159,10 @@ class _Deciding:
     host: Host
     metadata: Metadata
     problems: list[Problem]
+    several: bool = False
+    """More than one port can be reached."""
+    checked: bool = False
+    """A check is given for one of the ports at least."""
 
     # A container that does not serve ---------------------------------------------------------------------
 
@@ -212,9 +216,9 @@ class _Deciding:
         if problem := label_problem(self.container, self.rules):
             self.problems.append(problem)
         container = extensions.applied_to(self.container)
-        ports = container.ports
-        found = {port: find_places(container, port, self.rules) for port in ports}
-        several = sum(not isinstance(places, str) for places in found.values()) > 1
+        found = {port: find_places(container, port, self.rules) for port in container.ports}
+        self.several = sum(not isinstance(places, str) for places in found.values()) > 1
+        self.checked = any(has_check(self.metadata.for_port(port)) for port in found)
         unwanted = self._unwanted()
         decisions: list[Decision] = []
         for port, places in found.items():
@@ -226,7 +230,7 @@ class _Deciding:
                 for place in places:
                     second = f"@{place.address}:{place.port}" if place != places[0] else ""
                     place = self._placed(port, place)
-                    decisions.extend(self._register(port, place, second, several, extensions))
+                    decisions.extend(self._register(port, place, second, extensions))
         decisions = list(self._with_distinct_ids(decisions))
         check_ids = {check.id for one in decisions if one.registration for check in one.registration.checks}
         reports = (
@@ -271,25 +275,20 @@ class _Deciding:
             return "-explicit, and no SERVICE_NAME is given"
         return ""
 
-    def _register(
-        self, port: Port, place: Place, second: str, several: bool, extensions: Extensions
-    ) -> Iterator[Decision]:
+    def _register(self, port: Port, place: Place, second: str, extensions: Extensions) -> Iterator[Decision]:
         """Decide on one place of one port: one registration under each of its names.
 
         Args:
             second: what tells the ids of this place from those of the port's first one; empty for that.
         """
         values = self.metadata.for_port(port)
-        first_id, id_rule, default_id = self._id(port, values, several)
+        first_id, id_rule, default_id = self._id(port, values)
         tags = self._tags(port, values)
         meta = self._meta(values)
         weight, weight_rule = extensions.weight(port)
         override, override_rule = extensions.tag_override(port)
         mesh, mesh_rule = extensions.mesh(port)
-        check_rules = ", ".join(
-            value.origin for key, value in values.items() if key.startswith("check_") and value.text
-        )
-        for position, (name, name_rule) in enumerate(self._names(port, values, several)):
+        for position, (name, name_rule) in enumerate(self._names(port, values)):
             if not self._allowed(name, name_rule, values):
                 reason = f"the name {name!r} is not among those of --allow-name"
                 yield Decision(port, None, reason)
@@ -299,19 +298,7 @@ class _Deciding:
                 name_rule += ", after --service-prefix"
             # A port has one id under its first name; under the others they are told apart by those.
             service_id = ServiceID((f"{first_id}:{name}" if position else first_id) + second)
-            target = Target(
-                container_name=self.container.name,
-                container_id=self.container.id,
-                service_id=service_id,
-                host=place.address or self.host.node_address,
-                port=place.port,
-                allow_scripts=self.rules.allow_script_checks,
-            )
-            ports = extensions.applied_to(self.container).ports
-            elsewhere = any(has_check(self.metadata.for_port(other)) for other in ports)
-            checks, probes, check_problems = parse_checks(values, target, elsewhere=elsewhere)
-            for problem in check_problems:
-                self._add(problem)
+            checks, probes = self._checks(service_id, place, values)
             registration = Registration(
                 id=service_id,
                 name=name,
@@ -323,7 +310,7 @@ class _Deciding:
                 weights=Weights(passing=weight),
                 enable_tag_override=override,
                 mesh=mesh,
-                checks=(*checks, *self._own_checks(service_id)),
+                checks=tuple(check for check, _ in checks),
             )
             choices = [
                 Choice("name", name, name_rule),
@@ -332,11 +319,7 @@ class _Deciding:
                 Choice("port", str(place.port), place.rule),
                 *(Choice("tag", tag, rule) for tag, rule in tags),
                 *(Choice(f"meta {key}", value.text, value.origin) for key, value in sorted(meta.items())),
-                *(Choice("check", _describe(check), check_rules) for check in checks),
-                *(
-                    Choice("check", _describe(check), self._own_rule())
-                    for check in self._own_checks(service_id)
-                ),
+                *(Choice("check", _describe(check), rule) for check, rule in checks),
                 *([Choice("weight", str(weight), weight_rule)] if weight_rule else []),
                 *([Choice("tag override", str(override), override_rule)] if override_rule else []),
                 *([Choice("mesh", mesh, mesh_rule)] if mesh_rule else []),
@@ -345,8 +328,28 @@ class _Deciding:
             default = default_id and not position and not second
             yield Decision(port, signed, place.rule, tuple(choices), default, probes)
 
-    def _own_checks(self, service_id: ServiceID) -> tuple[Check, ...]:
-        return (container_check(service_id, self.rules),) if self._own_rule() else ()
+    def _checks(
+        self, service_id: ServiceID, place: Place, values: Mapping[str, Value]
+    ) -> tuple[Sequence[tuple[Check, str]], tuple[Probe, ...]]:
+        """Return the checks of one registration, each with its rule, and the commands behind them."""
+        target = Target(
+            container_name=self.container.name,
+            container_id=self.container.id,
+            service_id=service_id,
+            host=place.address or self.host.node_address,
+            port=place.port,
+            allow_scripts=self.rules.allow_script_checks,
+        )
+        given, probes, problems = parse_checks(values, target, elsewhere=self.checked)
+        for problem in problems:
+            self._add(problem)
+        rule = ", ".join(
+            value.origin for key, value in values.items() if key.startswith("check_") and value.text
+        )
+        checks = [(check, rule) for check in given]
+        if own := self._own_rule():
+            checks.append((container_check(service_id, self.rules), own))
+        return checks, probes
 
     def _own_rule(self) -> str:
         """Say why the registrar keeps a check of this container, or return ``""``."""
@@ -354,9 +357,7 @@ class _Deciding:
             return "the container's HEALTHCHECK"
         return "-ttl" if self.rules.heartbeat else ""
 
-    def _names(
-        self, port: Port, values: Mapping[str, Value], several: bool
-    ) -> Iterable[tuple[ServiceName, str]]:
+    def _names(self, port: Port, values: Mapping[str, Value]) -> Iterable[tuple[ServiceName, str]]:
         """Return the names of a port, each with its rule. ``SERVICE_NAME`` may list several."""
         given = values.get("name")
         names: dict[ServiceName, str] = {}
@@ -371,7 +372,7 @@ class _Deciding:
         # A name given for the port itself is final, even one given as empty: Registrator's users count on it.
         for_port = bool(given and given.for_port)
         match self.rules.suffix:
-            case "auto" if several and not for_port:
+            case "auto" if self.several and not for_port:
                 rule = ", with the port because there are several"
             case "always" if not for_port:
                 rule = ", with the port because of --suffix always"
@@ -396,15 +397,14 @@ class _Deciding:
         self._add(Problem(self.container.name, origin, name, message))
         return False
 
-    def _id(self, port: Port, values: Mapping[str, Value], several: bool) -> tuple[ServiceID, str, bool]:
-        service_id, rule, default = self._plain_id(port, values, several)
+    def _id(self, port: Port, values: Mapping[str, Value]) -> tuple[ServiceID, str, bool]:
+        """Return the id of a port, its rule, and whether it is the default."""
+        service_id, rule, default = self._plain_id(port, values)
         if self.rules.prefix:
             return ServiceID(f"{self.rules.prefix}:{service_id}"), f"{rule}, after --service-prefix", default
         return service_id, rule, default
 
-    def _plain_id(
-        self, port: Port, values: Mapping[str, Value], several: bool
-    ) -> tuple[ServiceID, str, bool]:
+    def _plain_id(self, port: Port, values: Mapping[str, Value]) -> tuple[ServiceID, str, bool]:
         protocol = "" if port.protocol == "tcp" else f":{port.protocol}"
         given = values.get("id")
         if given and given.text:
@@ -412,7 +412,7 @@ class _Deciding:
                 self._problem(
                     given, f"an id has at most {MAX_ID} printable characters; the usual one is used"
                 )
-            elif several and not given.for_port:
+            elif self.several and not given.for_port:
                 # One id for several ports would leave only the last of them registered.
                 service_id = f"{given.text}:{port.number}{protocol}"
                 return (
