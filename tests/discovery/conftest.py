@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 
@@ -32,6 +33,15 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     for name in ("DISCOVERY_DNS", "DISCOVERY_CACHE", "DISCOVERY_SHARE"):
         monkeypatch.setenv(name, "off")
+
+
+@pytest.fixture(autouse=True)
+def log_level_as_it_was() -> Iterator[None]:
+    """The command sets it for its process; here that is everybody's."""
+    log = logging.getLogger("discovery")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -25,16 +24,6 @@ from tests.discovery.rawserver import RawServer, answer
 from tests.tools import free_port, wait_until
 
 COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "discovery.cli"]
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing of the person who runs the tests is asked, and logging is as it was."""
-    monkeypatch.setenv("DISCOVERY_DNS", "off")
-    monkeypatch.setenv("DISCOVERY_CACHE", "off")
-    level = logging.getLogger("discovery").level
-    yield
-    logging.getLogger("discovery").setLevel(level)
 
 
 @pytest.fixture

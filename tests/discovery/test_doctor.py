@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import socket
 import subprocess
 import sys
@@ -187,14 +186,11 @@ def test_only_what_looks_like_ours_is_a_misspelling():
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No guess leads anywhere, whatever this machine is; time is plenty; and logging is as it was."""
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No guess leads anywhere, whatever this machine is; and time is plenty."""
     monkeypatch.setattr("discovery.cli.doctor._HTTP_TIMEOUT", 20.0)
     monkeypatch.setattr("discovery.cli.doctor._DNS_TIMEOUT", 20.0)
     monkeypatch.setattr("discovery.sources._CONTAINER_MARKS", ())
-    level = logging.getLogger("discovery").level
-    yield
-    logging.getLogger("discovery").setLevel(level)
 
 
 @pytest.fixture
