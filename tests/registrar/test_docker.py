@@ -21,6 +21,7 @@ from discovery.config import Config
 from discovery.errors import ConfigurationError
 from registrar.containers import Binding, ContainerID, Port, State
 from registrar.docker import Docker, DockerUnavailable, Event
+from registrar.owner import META_CONTAINER
 from registrar.rules import Rules
 from tests.registrar.dockerd import IMAGE, OBEDIENT, Dockerd
 from tests.registrar.fake_docker import FakeDocker
@@ -581,14 +582,19 @@ def test_nothing_is_written_when_nothing_differs(
     dockerd: Dockerd, consul_agent: ConsulAgent, loop: Callable[..., Running]
 ) -> None:
     running = loop()
-    dockerd.run("web", publish_all_ports=True, labels={"SERVICE_CHECK_TTL": "1h", "SERVICE_TAGS": "a"})
+    labels = {"SERVICE_CHECK_TTL": "1h", "SERVICE_TAGS": "a"}
+    web = dockerd.run("web", publish_all_ports=True, labels=labels)
     see(consul_agent, web=published(dockerd, "web"))
 
     def indexes() -> list[int]:
+        """Of this container's service and of its check.
+
+        The agent is shared, and its catalogue, which comes after, may still show another test's under the id.
+        """
         rows = consul_agent.request("GET", f"/v1/health/service/{IMAGE}")
-        return [row["Service"]["ModifyIndex"] for row in rows] + [
-            check["ModifyIndex"] for row in rows for check in row["Checks"] if check["ServiceID"]
-        ]
+        mine = [row for row in rows if row["Service"]["Meta"].get(META_CONTAINER) == web.id]
+        checks = [check for row in mine for check in row["Checks"] if check["ServiceID"]]
+        return [one["ModifyIndex"] for one in (*(row["Service"] for row in mine), *checks)]
 
     wait_until(lambda: len(indexes()) == 2)
     before = indexes()
