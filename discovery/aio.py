@@ -24,7 +24,7 @@ from discovery.client import Client, Options, Steps
 from discovery.config import Config
 from discovery.engine import Known
 from discovery.errors import DiscoveryError, LookupFailed, RegistryError, RegistryTimeout, RegistryUnavailable
-from discovery.heartbeat import Heartbeat
+from discovery.heartbeat import Heartbeat, mind_sigterm
 from discovery.model import Instance, Query, ServiceName, Snapshot
 from discovery.service import Explanation, Trial
 
@@ -176,6 +176,7 @@ class AsyncClient:
 
     async def register(self, name: str, /, **arguments: Any) -> Heartbeat:
         """As ``Client.register``. The heartbeat is a thread; ``close`` of this client ends it, too."""
+        mind_sigterm()  # here, where the main thread is
         return await asyncio.to_thread(self._client.register, name, **arguments)
 
     async def close(self) -> None:

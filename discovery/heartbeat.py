@@ -6,6 +6,7 @@ Laws:
 - An agent that has forgotten the entry (it restarted empty) gets it again with the next beat.
 - An agent that is not there is looked for on and on, with one warning; a refusal is raised to the caller of
   ``start``, and warned of once when it comes later.
+- A SIGTERM that would end the process at once, as nobody handles it, deregisters first.
 - Only the process that registered deregisters: a forked child's exit must not take its parent out.
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -23,13 +26,15 @@ from discovery.errors import ConfigurationError, DiscoveryError, RegistryUnavail
 from discovery.model import Check, CheckID, Registration, ServiceID
 from discovery.names import service_name
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "mind_sigterm"]
 
 log: Final = logging.getLogger("discovery")
 
 BEAT: Final = 1.0
 """Longest time between two beats, in seconds. A beat costs the agent a local write of nothing new; the
 time is how long a restarted empty agent is without the entry."""
+FAREWELL: Final = 3.0
+"""Seconds that a SIGTERM waits for the agent. Whoever sent it will not wait long: ``docker stop`` ten."""
 CHECK_INTERVAL: Final = 5.0  # seconds between the agent's HTTP checks
 CHECK_TIMEOUT: Final = 3.0  # seconds
 
@@ -117,6 +122,8 @@ class Heartbeat:
             target=self._run, args=(trouble,), name=f"heartbeat {self.registration.id}", daemon=True
         )
         self._thread.start()
+        _running.add(self)
+        mind_sigterm()
         return self
 
     def close(self) -> None:
@@ -171,3 +178,33 @@ class Heartbeat:
         except RegistryUnavailable as exc:
             return exc
         return None
+
+
+# --- SIGTERM -------------------------------------------------------------------------------------------
+
+_running: weakref.WeakSet[Heartbeat] = weakref.WeakSet()
+
+
+def mind_sigterm() -> None:
+    """Deregister on SIGTERM from now on, where that would end Python without its exit handlers.
+
+    A handler of the application's is left alone, and so is the signal where this is not the main thread,
+    which alone may choose.
+    """
+    ours_to_choose = threading.current_thread() is threading.main_thread()
+    if ours_to_choose and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, _frame: object) -> None:
+    # In a thread: what this one was doing may hold a lock that deregistering needs.
+    farewell = threading.Thread(target=_close_all, name="discovery-farewell", daemon=True)
+    farewell.start()
+    farewell.join(FAREWELL)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)  # so that whoever waits for this process sees what ended it
+
+
+def _close_all() -> None:
+    for heartbeat in list(_running):
+        heartbeat.close()

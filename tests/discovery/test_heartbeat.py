@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,7 @@ from discovery.errors import (
 )
 from discovery.heartbeat import Heartbeat
 from discovery.model import CheckID, Registration, ServiceID, ServiceQuery, Status
+from tests.discovery.rawserver import RawServer, answer
 from tests.tools import free_port, wait_until
 
 QUICK = 0.02  # s between two beats
@@ -358,3 +360,88 @@ def test_a_forked_child_does_not_deregister_its_parent(agent, agents_registry):
     assert (done.returncode, done.stderr) == (0, "")
     # The parent's end, though it closed nothing itself, deregistered.
     assert not agents_registry.read(ServiceQuery("web")).value
+
+
+# --- SIGTERM -------------------------------------------------------------------------------------------
+
+PLAIN = """
+    discovery.register("web", port=80)
+    print("registered", flush=True)
+    time.sleep(60)
+"""
+AWAITED = """
+    async def main():
+        client = discovery.AsyncClient()
+        await client.register("web", port=80)
+        print("registered", flush=True)
+        await asyncio.sleep(60)
+    asyncio.run(main())
+"""
+HANDLED = """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))  # which runs what is to be run at exit
+    discovery.register("web", port=80)
+    print("registered", flush=True)
+    time.sleep(60)
+"""
+FORKED = """
+    discovery.register("web", port=80)
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+    os.kill(pid, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "said", "code"),
+    [
+        (PLAIN, "registered", -signal.SIGTERM),
+        (AWAITED, "registered", -signal.SIGTERM),
+        (HANDLED, "registered", 7),
+        (FORKED, f"{-signal.SIGTERM:d}", -signal.SIGTERM),
+    ],
+    ids=["plain", "in an event loop", "handled by the application", "after the end of a forked child"],
+)
+def test_sigterm_deregisters_and_ends_the_process_as_it_would(agent, agents_registry, program, said, code):
+    imports = "import asyncio, os, signal, sys, time\nimport discovery\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", imports + textwrap.dedent(program)],
+        env={**os.environ, "CONSUL_HTTP_ADDR": agent.url},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == said
+            assert len(agents_registry.registered()) == 1
+            process.terminate()
+            assert process.wait(30) == code
+        finally:
+            process.kill()
+    assert not agents_registry.registered()
+
+
+def test_sigterm_waits_only_so_long_for_a_silent_agent():
+    def silent(peer) -> None:
+        if peer.request():
+            peer.send(answer(b"", headers="X-Consul-Index: 1\r\n"))
+        peer.hang()
+
+    program = "import discovery, time\n" + textwrap.dedent(PLAIN)
+    with (
+        RawServer(silent) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, "CONSUL_HTTP_ADDR": server.config.url},
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.terminate()
+            assert process.wait(30) == -signal.SIGTERM
+        finally:
+            process.kill()
