@@ -125,10 +125,10 @@ class Process:
         return self._log.read_text()
 
     def says(self, text: str) -> None:
-        wait_until(lambda: text in self.log, 10, message=f"the log has {text!r}")
+        wait_until(lambda: text in self.log, 30, message=f"the log has {text!r}")
 
     def ends(self) -> int:
-        return self.popen.wait(10)
+        return self.popen.wait(30)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tests.tools import ConsulAgent, wait_until
 REGISTRAR = str(Path(sys.executable).parent / "registrar")
 DISCOVERY = str(Path(sys.executable).parent / "discovery")
 DOCKER0 = "172.17.0.1"
+START = 30.0  # s; a loaded machine takes its time to start a process
 
 pytestmark = pytest.mark.docker
 
@@ -45,14 +46,14 @@ class Up:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=START)
 
 
 @pytest.fixture
 def up(dockerd: Dockerd, tmp_path: Path) -> Iterator[Up]:
     running = Up(dockerd, tmp_path / "log")
     try:
-        wait_until(lambda: "portcall is up" in running.printed, message=running.printed)
+        wait_until(lambda: "portcall is up" in running.printed, START, message="it is up")
         yield running
     finally:
         running.process.kill()
@@ -77,7 +78,9 @@ def test_a_container_is_found_by_name_over_http_and_over_dns_from_another_contai
     web = dockerd.run("web", publish_all_ports=True, command=OBEDIENT)
     web.reload()
     port = web.ports["5000/tcp"][0]["HostPort"]
-    wait_until(lambda: discovery(dockerd, "lookup", IMAGE) == f"{DOCKER0}:{port}", message=up.printed)
+    wait_until(
+        lambda: discovery(dockerd, "lookup", IMAGE) == f"{DOCKER0}:{port}", START, message="it is found"
+    )
 
     asked = dockerd.client.containers.run(
         IMAGE,
@@ -88,7 +91,7 @@ def test_a_container_is_found_by_name_over_http_and_over_dns_from_another_contai
     assert f"Address: {DOCKER0}" in asked
 
     web.stop()
-    wait_until(lambda: discovery(dockerd, "lookup", IMAGE) == "", message=up.printed)
+    wait_until(lambda: discovery(dockerd, "lookup", IMAGE) == "", START, message="it is gone")
 
 
 def test_sigterm_ends_it_with_exit_code_0_and_no_traceback(up: Up) -> None:
@@ -103,7 +106,7 @@ def test_a_registry_that_answers_is_used_and_no_agent_is_embedded(
     with ConsulAgent(binary=consul_executable) as agent:
         running = Up(dockerd, tmp_path / "log", "--dns", "127.0.0.1:53", agent.uri)
         try:
-            wait_until(lambda: "waiting for the registry" in running.printed, message=running.printed)
+            wait_until(lambda: "waiting for the registry" in running.printed, START, message="it waits")
             assert "embedded" not in running.printed
         finally:
             assert running.stop() == 0
@@ -121,6 +124,6 @@ def test_what_cannot_be_used_ends_it_with_a_sentence_and_exit_code_2(
     dockerd: Dockerd, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
     running = Up(dockerd, tmp_path / "log", *arguments)
-    assert running.process.wait(timeout=20) == 2
+    assert running.process.wait(timeout=START) == 2
     assert sentence in running.printed
     assert "Traceback" not in running.printed
