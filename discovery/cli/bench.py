@@ -19,7 +19,7 @@ from typing import Any, Final
 from discovery import sources
 from discovery.backends import Catalogue
 from discovery.backends.dns import Dns, Server
-from discovery.cli.text import Terminal, duration, plain, table
+from discovery.cli.text import Terminal, duration, plain, table, wrapped
 from discovery.client import Client
 from discovery.config import Config
 from discovery.errors import DiscoveryError, LookupFailed, ServiceNotFound
@@ -97,8 +97,9 @@ def run(config: Config, name: str | None, *, as_json: bool, terminal: Terminal) 
     cells += [(m.what, duration(m.p50), duration(m.p99), duration(m.least), f"{m.calls:,}") for m in rows]
     heading, *lines = table(cells, terminal.width)
     machine = f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
-    print(f"lookups of {plain(name)}; {machine}\n")
-    print("\n".join([terminal.paint(heading, "strong"), *lines, *absent]))
+    title = wrapped(f"lookups of {plain(name)}; {machine}", terminal.width)
+    absent = [line for said in absent for line in wrapped(said, terminal.width)]
+    print("\n".join([*title, "", terminal.paint(heading, "strong"), *lines, *absent]))
     return 0
 
 

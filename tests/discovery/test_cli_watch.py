@@ -234,7 +234,7 @@ def test_a_registry_that_is_down_ends_it(screen):
     assert seen.process.wait(30) == 5
 
 
-@pytest.mark.parametrize("command", ["ls", "explain", "doctor"])
+@pytest.mark.parametrize("command", ["ls", "explain", "doctor", "bench"])
 def test_no_command_writes_wider_than_the_terminal(screen, agent, register, command):
     name = "a-service-" + "with-a-long-name-" * 6
     register(name, 8080, tags=tuple(f"a-tag-that-is-long-{n}" for n in range(9)))
