@@ -392,7 +392,7 @@ def table(agent: ConsulAgent) -> dict[str, int]:
 
 def see(agent: ConsulAgent, **ports: int) -> None:
     wanted = {f"host-1:{name}:5000": port for name, port in ports.items()}
-    wait_until(lambda: table(agent) == wanted, 2, message=f"registered is {wanted}")
+    wait_until(lambda: table(agent) == wanted, message=f"registered is {wanted}")
 
 
 def published(dockerd: Dockerd, name: str) -> int:

@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 def wait_until(
     predicate: Callable[[], _T],
-    timeout: float = 5.0,
+    timeout: float = 20.0,
     *,
     message: str = "",
     interval: float = 0.02,
