@@ -191,6 +191,8 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("discovery.cli.doctor._HTTP_TIMEOUT", 20.0)
     monkeypatch.setattr("discovery.cli.doctor._DNS_TIMEOUT", 20.0)
     monkeypatch.setattr("discovery.sources._CONTAINER_MARKS", ())
+    monkeypatch.setattr("discovery.sources._RESOLV_CONF", Path("/nonexistent"))
+    monkeypatch.setattr("discovery.sources._is_local", lambda address: False)
 
 
 @pytest.fixture
