@@ -23,6 +23,7 @@ Laws:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -30,10 +31,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from discovery.backends import Catalogue, Reader
 from discovery.config import Config
@@ -45,7 +46,10 @@ from discovery.errors import (
     RegistryTimeout,
     RegistryUnavailable,
 )
-from discovery.model import PreparedQuery, Query, Source
+from discovery.model import PreparedQuery, Query, ServiceQuery, Source
+from discovery.names import fold
+from discovery.rota import Rota
+from discovery.scout import WATCHED, Scout
 
 __all__ = ["Engine", "Known", "Pending"]
 
@@ -58,7 +62,17 @@ longer is gone, even if its TCP connection does not say so."""
 LEADERLESS_PAUSE: Final = 0.8
 """Seconds between reads while servers have no leader: its return wakes no blocking read."""
 POLL: Final = 1.0
-"""Seconds between two reads of a question that has no watch of its own."""
+"""Seconds between two reads of a question that has no watch of its own, where nobody sees its changes."""
+MAX_POLLS: Final = 200
+"""Such reads in a second: more would take a good part of a core here and one of the registry's, for ever.
+With more questions, each is read less often."""
+LOOK_AGAIN: Final = 60.0
+"""Seconds between two reads of a polled service whose changes a scout sees: it may have been read from a
+server that lags behind the one that the scout asked."""
+SCOUT_FROM: Final = 16
+"""Polled questions from which on a scout pays: it costs four blocking reads, and a read per node."""
+POLLERS: Final = 4
+"""Threads that poll. A registry on another host takes milliseconds for each read."""
 BACKOFF_MIN: Final = 0.1
 BACKOFF_MAX: Final = 0.8
 """Seconds between attempts to reach a registry. Only one request per process is made in this time, so
@@ -107,13 +121,14 @@ class Engine:
     def __init__(self, catalogue: Catalogue, config: Config) -> None:
         self.catalogue = catalogue
         self.config = config
-        self.gate: _Gate = _Gate()
         self._followers: dict[Query, _Follower] = {}
+        self._by_name: dict[str, list[_Follower]] = {}  # local services, by folded name
         self._lock = threading.Lock()  # of who follows what; never held while a callback runs
         self._threads: list[threading.Thread] = []  # of watches
-        self._poller: threading.Thread | None = None  # None: there is nothing to poll
-        self._poll_reader: Reader | None = None
-        self._poll_now = threading.Event()
+        self._rota: Rota[_Follower] = Rota()
+        self._pollers: dict[threading.Thread, Reader] = {}  # none: there is nothing to poll
+        self._scout: Scout | None = None
+        self.gate: _Gate = _Gate(self._rota.hurry)
         self._closed = False
         _engines.add(self)
 
@@ -163,6 +178,7 @@ class Engine:
         *,
         used: Callable[[], bool] | None = None,
         dropped: Callable[[], None] | None = None,
+        every: bool = False,
     ) -> Callable[[], None]:
         """Call *callback* with what is known about *query*, and on every change, in a background thread.
 
@@ -174,6 +190,7 @@ class Engine:
             used: asked now and then whether anybody read what the callback was given since it was last
                 asked. When it keeps saying no for ``config.idle`` seconds the subscription ends and
                 *dropped* is called. None: the subscription lasts until it is ended.
+            every: tell each new index, also when the value is the same.
 
         Returns:
             The function that ends the subscription; a call under way in another thread may still finish.
@@ -181,7 +198,7 @@ class Engine:
         Raises:
             RegistryUnavailable: the engine is closed.
         """
-        subscription = _Subscription(callback, used, dropped)
+        subscription = _Subscription(callback, used, dropped, every=every)
         follower = self._follow(query, subscription)
         follower.greet(subscription)
 
@@ -197,19 +214,26 @@ class Engine:
             for follower in self._followers.values():
                 follower.stop()
             self._followers.clear()
-            if self._poll_reader is not None:
-                self._poll_reader.interrupt()
-            threads = [*self._threads, *filter(None, [self._poller])]
-        self.hurry()
+            self._by_name.clear()
+            for reader in self._pollers.values():
+                reader.interrupt()
+            threads = [*self._threads, *self._pollers]
+            scout, self._scout = self._scout, None
+        self._rota.end()
+        self.gate.wake()
+        if scout is not None:
+            scout.close()
         deadline = time.monotonic() + JOIN_TIMEOUT
         for thread in threads:
             if thread is not threading.current_thread():  # a callback may close us
                 thread.join(max(deadline - time.monotonic(), 0.0))
+        if scout is not None:
+            scout.join(max(deadline - time.monotonic(), 0.0))
 
-    def hurry(self) -> None:
-        """Let questions that were kicked be asked now."""
+    def hurry(self, follower: _Follower) -> None:
+        """Let *follower*, which was kicked, be asked now."""
         self.gate.wake()
-        self._poll_now.set()
+        self._rota.hurry((follower,))
 
     def _follow(self, query: Query, subscription: _Subscription | None = None) -> _Follower:
         with self._lock:
@@ -218,12 +242,15 @@ class Engine:
             follower = self._followers.get(query)
             if follower is None:
                 follower = self._followers[query] = _Follower(self, query)
+                if _is_local_service(query):
+                    self._by_name.setdefault(fold(query.name), []).append(follower)
             if subscription is None:
                 follower.used = True  # under the lock, so that it cannot be dropped in between
             else:
                 follower.subscriptions.append(subscription)
             if not follower.running and not self._start_watching(follower):
                 follower.running = True
+                self._rota.add(follower, 0.0)
                 self._start_polling()
         return follower
 
@@ -232,20 +259,19 @@ class Engine:
         if isinstance(follower.query, PreparedQuery):
             return False
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        if len(self._threads) >= self.config.max_watches:
+        # What tells of changes of all others has a watch in any case.
+        if len(self._threads) >= self.config.max_watches and follower.query not in WATCHED:
             return False
         self._threads.append(follower.start_watching())
         return True
 
     def _start_polling(self) -> None:
-        """Have the poller look at a follower that has just been added. The lock is held."""
-        if self._poller is None:
-            self._poll_reader = reader = self.catalogue.connect()
-            self._poller = threading.Thread(
-                target=self._poll, args=(reader,), name="discovery-poller", daemon=True
-            )
-            self._poller.start()
-        self._poll_now.set()
+        """Have pollers for a follower that has just been added, one for every few. The lock is held."""
+        if len(self._pollers) < min(POLLERS, 1 + len(self._rota) // SCOUT_FROM):
+            reader = self.catalogue.connect()
+            thread = threading.Thread(target=self._poll, args=(reader,), name="discovery-poller", daemon=True)
+            self._pollers[thread] = reader
+            thread.start()
 
     def _unsubscribe(self, follower: _Follower, subscription: _Subscription) -> None:
         subscription.ended = True
@@ -258,6 +284,7 @@ class Engine:
                 return
             self._remove(follower)
         self.gate.wake()  # it may wait there
+        self._see_to_scout()
 
     def _forget(self, follower: _Follower) -> bool:
         """Drop *follower* unless somebody began to use it meanwhile; True when it is gone."""
@@ -274,52 +301,99 @@ class Engine:
         """Follow it no longer. The lock is held."""
         if self._followers.get(follower.query) is follower:
             del self._followers[follower.query]
+            if _is_local_service(follower.query):
+                name = fold(follower.query.name)
+                self._by_name[name].remove(follower)
+                if not self._by_name[name]:
+                    del self._by_name[name]
+        self._rota.drop(follower)
         follower.stop()
 
     # --- questions beyond the cap
 
     def _poll(self, reader: Reader) -> None:
         try:
-            while polled := self._polled():
-                for follower in polled:
-                    self._poll_one(follower, reader)
-                self._poll_now.wait(POLL)
+            while (follower := self._next_polled()) is not None:
+                self._see_to_scout()
+                if self._poll_one(follower, reader):
+                    self._rota.add(follower, time.monotonic() + self._pause(follower))
+                else:
+                    self._rota.drop(follower)
         finally:
+            self._see_to_scout()
             self.gate.leave()
             reader.close()
 
-    def _polled(self) -> list[_Follower]:
-        """Return what to poll; when there is nothing, the poller has ended."""
-        with self._lock:
-            self._poll_now.clear()
-            polled = [f for f in self._followers.values() if f.running and f.thread is None]
-            if not polled:
-                self._poller = self._poll_reader = None
-            return polled
+    def _next_polled(self) -> _Follower | None:
+        """Wait for the next that is to be asked; None: this poller has ended, there is nothing for it."""
+        while True:
+            follower = self._rota.next()
+            if follower is not None:
+                return follower
+            with self._lock:
+                # Looked at under the lock: whoever adds one after this starts a poller.
+                if not self._rota.waiting:
+                    self._pollers.pop(threading.current_thread(), None)
+                    return None
 
-    def _poll_one(self, follower: _Follower, reader: Reader) -> None:
-        now = time.monotonic()
-        if not follower.wanted(now, self.config.idle) and self._forget(follower):
-            return
+    def _poll_one(self, follower: _Follower, reader: Reader) -> bool:
+        """Ask, or say why not; False when *follower* is not to be polled any more."""
+        if not follower.wanted(time.monotonic(), self.config.idle) and self._forget(follower):
+            return False
         with self._lock:
             if not follower.running or self._start_watching(follower):
-                return  # dropped, or a watch has become free for it
-        if now - follower.asked_at < POLL and not follower.kicked.is_set():
-            return  # another question's kick woke the poller
+                return False  # dropped, or a watch has become free for it
         if not follower.gated or self.gate.may_ask(follower.kicked):
-            follower.asked_at = now
+            self._rota.heed(follower)
             follower.read_once(reader, blocking=False)
         else:
             follower.doubt(self.gate.error)
+        return True
+
+    def _pause(self, follower: _Follower) -> float:
+        """Return how many seconds to leave *follower* alone, unless somebody is in a hurry."""
+        known, scout = follower.known, self._scout
+        sure = known.value is not None and not known.stale and known.error is None
+        if sure and scout is not None and scout.sees and _is_local_service(follower.query):
+            return min(LOOK_AGAIN, self.config.idle)
+        return max(POLL, len(self._rota) / MAX_POLLS)
+
+    def _see_to_scout(self) -> None:
+        """Have a scout while there is much to poll. No lock is held."""
+        ended: Scout | None = None
+        begun: Scout | None = None
+        with self._lock:
+            polled = len(self._rota)
+            if self._scout is None and polled > SCOUT_FROM and not self._closed:
+                begun = self._scout = Scout(self.subscribe, self.catalogue.connect(), self._changed)
+            elif self._scout is not None and polled <= SCOUT_FROM // 2:
+                ended, self._scout = self._scout, None
+        if ended is not None:
+            ended.close()
+        if begun is not None:
+            with contextlib.suppress(RegistryUnavailable):  # closed meanwhile, and the scout with it
+                begun.start()
+
+    def _changed(self, names: Collection[str]) -> None:
+        """Have the services of these folded names asked for anew."""
+        with self._lock:
+            followers = [one for name in names for one in self._by_name.get(name, ())]
+        self._rota.hurry(followers)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._threads = []
-        self._poller = self._poll_reader = None
-        self._poll_now = threading.Event()
-        self.gate = _Gate()
+        self._rota = Rota()
+        self._pollers = {}
+        self._scout = None
+        self.gate = _Gate(self._rota.hurry)
         for follower in self._followers.values():
             follower.after_fork()
+
+
+def _is_local_service(query: Query) -> TypeGuard[ServiceQuery]:
+    """Whether a scout sees changes of what *query* asks for."""
+    return isinstance(query, ServiceQuery) and query.dc is None
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -359,8 +433,14 @@ class _Subscription:
     """One callback, told in order from whichever thread has news."""
 
     def __init__(
-        self, callback: Callback, used: Callable[[], bool] | None, dropped: Callable[[], None] | None
+        self,
+        callback: Callback,
+        used: Callable[[], bool] | None,
+        dropped: Callable[[], None] | None,
+        *,
+        every: bool,
     ) -> None:
+        self.every = every
         self.used = used
         self.dropped = dropped
         self.ended: bool = False
@@ -397,6 +477,7 @@ class _Follower:
         self._wanted_at = time.monotonic()
         self._version = 0  # of what is known
         self._attempts = 0  # reads that ended, well or not
+        self._reading = False  # whoever asks now will have what comes of it
         self._inherited = False  # what is known comes from before a fork, and nobody asked since
         self._answered = threading.Condition()
         self._waking: list[Callable[[], None]] = []  # of those who wait and cannot block
@@ -429,9 +510,9 @@ class _Follower:
         *wake* is called in a background thread when it is worth to look whether that is ``answered``.
         """
         with self._answered:
-            if self.known.value is None:
+            if self.known.value is None and not self._reading:
                 self.kicked.set()
-                self.engine.hurry()
+                self.engine.hurry(self)
             if wake is not None:
                 self._waking.append(wake)
             return self._attempts
@@ -503,6 +584,7 @@ class _Follower:
         self.subscriptions = []
         self._answered = threading.Condition()
         self._waking = []
+        self._reading = False
         self._stopping = threading.Event()
         self.kicked = threading.Event()
 
@@ -548,7 +630,9 @@ class _Follower:
     def read_once(self, reader: Reader, *, blocking: bool) -> bool:
         """Read once, publish what came of it, and say whether it went well."""
         engine, known = self.engine, self.known
-        self.kicked.clear()
+        with self._answered:
+            self.kicked.clear()
+            self._reading = True
         # A stale answer is asked for anew without an index: a blocking read would wait for a change
         # before it told us that the registry is back.
         index = known.index if blocking and not known.stale else 0
@@ -615,12 +699,15 @@ class _Follower:
             self._version += 1
             version, subscriptions, waking = self._version, tuple(self.subscriptions), tuple(self._waking)
             if attempt:
+                self._reading = False
                 self._attempts += 1
                 self._inherited = False
                 self._answered.notify_all()
         changed = known.value is not before.value or known.stale != before.stale
-        if changed or type(known.error) is not type(before.error):
-            for subscription in subscriptions:
+        changed = changed or type(known.error) is not type(before.error)
+        moved = known.index != before.index
+        for subscription in subscriptions:
+            if changed or (moved and subscription.every):
                 subscription.tell(known, version)
         for wake in waking:
             wake()
@@ -629,7 +716,9 @@ class _Follower:
 class _Gate:
     """Closed while the registry is down: one thread at a time may try it, the others wait for its success."""
 
-    def __init__(self) -> None:
+    def __init__(self, turned: Callable[[], None]) -> None:
+        """*turned*: called when it has closed or opened."""
+        self._turned = turned
         self.error: DiscoveryError | None = None
         """Why it is closed; None while it is open."""
         self._condition = threading.Condition()
@@ -658,7 +747,8 @@ class _Gate:
 
     def failed(self, exc: DiscoveryError) -> None:
         with self._condition:
-            if self.error is None:
+            turned = self.error is None
+            if turned:
                 self._delay = BACKOFF_MIN
                 log.warning("%s; trying again until it answers", exc)
             elif self._prober != threading.get_ident():
@@ -669,16 +759,21 @@ class _Gate:
             self._next_try = time.monotonic() + self._delay * random.uniform(0.5, 1.0)
             self._delay = min(self._delay * 2, BACKOFF_MAX)
             self._condition.notify_all()
+        if turned:
+            self._turned()
 
     def succeeded(self, where: str) -> None:
         if self.error is None:  # read without the lock: this runs after every read
             return
         with self._condition:
-            if self.error is not None:
+            turned = self.error is not None
+            if turned:
                 self.error = None
                 self._prober = None
                 log.warning("%s answers again", where)
                 self._condition.notify_all()
+        if turned:
+            self._turned()
 
     def leave(self) -> None:
         """The calling thread ends: when it was the one to try, another shall."""

@@ -24,6 +24,8 @@ __all__ = [
     "Address",
     "Check",
     "CheckID",
+    "CheckOf",
+    "ChecksQuery",
     "ConnectQuery",
     "FrozenDict",
     "HealthCheck",
@@ -32,6 +34,8 @@ __all__ = [
     "Mesh",
     "Node",
     "NodeName",
+    "Mark",
+    "MarksQuery",
     "NamesQuery",
     "NodeServicesQuery",
     "NodesQuery",
@@ -266,6 +270,34 @@ class NodeServicesQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class MarksQuery:
+    """What tells which services of one node have changed, in a fraction of ``NodeServicesQuery``.
+
+    The reply's value: ``tuple[Mark, ...]``.
+    """
+
+    node: NodeName
+    dc: str | None = None
+
+
+Mark = tuple[ServiceName, int, int]
+"""A service of a node: its name, how many instances it has there, and when one of them changed last. Whatever
+happens to its instances, one of the numbers changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksQuery:
+    """All checks that have one status. The reply's value: ``tuple[CheckOf, ...]``."""
+
+    status: Status
+    dc: str | None = None
+
+
+CheckOf = tuple[NodeName, ServiceName, CheckID]
+"""A check: its node, its service (empty: of the node itself), and its id."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectQuery:
     """Where a service is reached in Consul's service mesh: its sidecar proxies, and instances that need none.
 
@@ -313,7 +345,15 @@ class PreparedResult:
 
 
 Query = (
-    ServiceQuery | NamesQuery | NodesQuery | NodeServicesQuery | ConnectQuery | IngressQuery | PreparedQuery
+    ServiceQuery
+    | NamesQuery
+    | NodesQuery
+    | NodeServicesQuery
+    | MarksQuery
+    | ChecksQuery
+    | ConnectQuery
+    | IngressQuery
+    | PreparedQuery
 )
 
 

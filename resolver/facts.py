@@ -15,8 +15,6 @@ from typing import Any, Final
 
 from discovery import model
 from discovery.model import (
-    ConnectQuery,
-    IngressQuery,
     NamesQuery,
     Node,
     NodeServicesQuery,
@@ -25,7 +23,6 @@ from discovery.model import (
     PreparedResult,
     Reply,
     ServiceEntry,
-    ServiceQuery,
 )
 from discovery.names import fold
 from resolver import wire
@@ -124,12 +121,12 @@ def digest(query: model.Query, value: Any) -> Any:
             return frozenset(map(fold, value))
         case NodesQuery():
             return Nodes.of(value) if value else _NO_NODES
-        case ServiceQuery() | NodeServicesQuery() | ConnectQuery() | IngressQuery():
-            return tuple(value)
         case PreparedQuery():
             if value.ordered:
                 return value
             return replace(value, entries=tuple(sorted(value.entries, key=lambda it: (it.node.name, it.id))))
+        case _:
+            return tuple(value)
 
 
 def nothing(query: model.Query) -> Any:

@@ -24,6 +24,8 @@ from discovery.model import (
     Address,
     Check,
     CheckID,
+    ChecksQuery,
+    MarksQuery,
     NamesQuery,
     NodeName,
     NodeServicesQuery,
@@ -293,6 +295,45 @@ def test_every_query(agent: Subject, backend: Backend, reader: Reader) -> None:
         assert read(NodeServicesQuery(NodeName("none"))).value == ()
         assert read(ServiceQuery(ServiceName("none"))).value == ()
         assert read(ServiceQuery(WEB, dc="dc1")).index > 0
+
+
+def test_marks_change_with_everything_that_happens_to_an_instance(agent: Subject, backend: Backend) -> None:
+    def marks() -> set[tuple[str, int]]:
+        found = backend.read(MarksQuery(NodeName("n2"))).value
+        seen.append(frozenset(found))
+        return {(name, count) for name, count, _ in found}
+
+    def put(**service: object) -> None:
+        service = {"Service": "web", "ID": "far", **service}
+        agent.put("/v1/catalog/register", {"Node": "n2", "Address": "10.0.0.9", "Service": service})
+
+    seen: list[frozenset[Any]] = []
+    assert marks() == set()
+    weights = {"Passing": 3, "Warning": 1}
+    for change in ({}, {"Port": 81}, {"Address": "10.0.0.7"}, {"Tags": ["x"]}, {"Weights": weights}):
+        put(**change)
+        assert marks() == {("web", 1)}
+    put(ID="second")
+    assert marks() == {("web", 2)}
+    agent.put("/v1/catalog/deregister", {"Node": "n2", "ServiceID": "far"})
+    assert marks() == {("web", 1)}
+    assert len(set(seen)) == len(seen), "each differs from all before"
+
+
+def test_checks_are_found_by_their_status(agent: Subject, backend: Backend) -> None:
+    def put(status: str, **check: str) -> None:
+        check = {"CheckID": "alive", "Name": "alive", "Status": status, **check}
+        body = {"Node": "n2", "Address": "x", "Service": {"Service": "far"}, "Check": check}
+        agent.put("/v1/catalog/register", body)
+
+    put("passing", ServiceID="far")
+    before = set(backend.read(ChecksQuery("critical")).value)
+    put("critical", ServiceID="far")
+    put("critical", CheckID="disk")
+    after = set(backend.read(ChecksQuery("critical")).value)
+    assert after - before == {("n2", "far", "alive"), ("n2", "", "disk")}
+    put("warning", ServiceID="far")
+    assert ("n2", "far", "alive") in backend.read(ChecksQuery("warning")).value
 
 
 @pytest.mark.parametrize(

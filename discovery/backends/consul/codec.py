@@ -31,10 +31,14 @@ from discovery.model import (
     Address,
     Check,
     CheckID,
+    CheckOf,
+    ChecksQuery,
     ConnectQuery,
     FrozenDict,
     HealthCheck,
     IngressQuery,
+    Mark,
+    MarksQuery,
     NamesQuery,
     Node,
     NodeName,
@@ -104,8 +108,10 @@ def query_request(query: Query, *, index: int = 0, wait: float = 0.0) -> Request
             path = "catalog/services"
         case NodesQuery():
             path = "catalog/nodes"
-        case NodeServicesQuery(node=node):
+        case NodeServicesQuery(node=node) | MarksQuery(node=node):
             path = f"catalog/node/{path_segment(node)}"
+        case ChecksQuery(status=status):
+            path = f"health/state/{status}"
         case ConnectQuery(name=name):
             path = f"health/connect/{path_segment(name)}"
         case IngressQuery(name=name):
@@ -135,6 +141,10 @@ def query_value(query: Query, raw: Any) -> Any:
                 return ()
             services = raw.get("Services") or {}
             return tuple(_entry(raw["Node"], service, (), share) for service in services.values())
+        case MarksQuery():
+            return _marks((raw or {}).get("Services") or {})
+        case ChecksQuery():
+            return tuple(map(_check_of, raw))
         case PreparedQuery():
             ttl = (raw.get("DNS") or {}).get("TTL")
             return PreparedResult(
@@ -174,6 +184,19 @@ def value_to_raw(query: Query, value: Any) -> Any:
         }
         for entry in value
     ]
+
+
+def _marks(raw_services: Mapping[str, Any]) -> tuple[Mark, ...]:
+    found: dict[str, tuple[int, int]] = {}
+    for raw in raw_services.values():
+        count, last = found.get(raw["Service"], (0, 0))
+        found[raw["Service"]] = count + 1, max(last, raw.get("ModifyIndex") or 0)
+    return tuple((ServiceName(intern(name)), count, last) for name, (count, last) in found.items())
+
+
+def _check_of(raw: Mapping[str, Any]) -> CheckOf:
+    name = intern(raw.get("ServiceName") or "")
+    return NodeName(intern(raw["Node"])), ServiceName(name), CheckID(raw["CheckID"])
 
 
 class _Share:

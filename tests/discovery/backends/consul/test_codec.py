@@ -35,9 +35,11 @@ from discovery.errors import (
 from discovery.model import (
     Address,
     Check,
+    ChecksQuery,
     ConnectQuery,
     HealthCheck,
     IngressQuery,
+    MarksQuery,
     NamesQuery,
     Node,
     NodeServicesQuery,
@@ -160,6 +162,8 @@ def row(**service: Any) -> dict[str, Any]:
         (NamesQuery(), "/v1/catalog/services"),
         (NodesQuery(), "/v1/catalog/nodes"),
         (NodeServicesQuery("host 1/2"), "/v1/catalog/node/host%201%2F2"),
+        (MarksQuery("host 1/2"), "/v1/catalog/node/host%201%2F2"),
+        (ChecksQuery("critical"), "/v1/health/state/critical"),
         (ConnectQuery("a/b"), "/v1/health/connect/a%2Fb"),
         (IngressQuery("a/b"), "/v1/health/ingress/a%2Fb"),
         (PreparedQuery("a/b"), "/v1/query/a%2Fb/execute"),
@@ -269,6 +273,25 @@ def test_the_definition_of_a_prepared_query_says_whether_its_order_counts():
 @pytest.mark.parametrize("query", [WEB, NodesQuery()])
 def test_an_empty_list_is_empty(query):
     assert query_value(query, []) == ()
+
+
+def test_marks_tell_how_many_and_when() -> None:
+    services = {
+        "w1": {"ID": "w1", "Service": "web", "ModifyIndex": 7},
+        "w2": {"ID": "w2", "Service": "web", "ModifyIndex": 5},
+        "a1": {"ID": "a1", "Service": "api", "ModifyIndex": 6},
+    }
+    raw = {"Node": {"Node": "n1", "Address": "10.1.0.1"}, "Services": services}
+    assert set(query_value(MarksQuery("n1"), raw)) == {("web", 2, 7), ("api", 1, 6)}
+    assert query_value(MarksQuery("n1"), None) == ()
+
+
+def test_checks_of_one_status_are_told_with_what_they_are_of() -> None:
+    raw = [
+        {"Node": "n1", "CheckID": "alive", "ServiceID": "w1", "ServiceName": "web", "Status": "critical"},
+        {"Node": "n1", "CheckID": "serfHealth", "ServiceID": "", "ServiceName": "", "Status": "critical"},
+    ]
+    assert query_value(ChecksQuery("critical"), raw) == (("n1", "web", "alive"), ("n1", "", "serfHealth"))
 
 
 def test_a_node_that_consul_does_not_know_has_no_services():
