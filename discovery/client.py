@@ -183,7 +183,8 @@ class Client:
         """Lend one instance for the time of a ``with`` statement, and learn from how that went.
 
         Its length is the call's latency, an ``Exception`` that leaves it is the call's failure: they feed
-        the strategies ``least_loaded`` and ``ewma`` and the ejection of instances that keep failing.
+        the strategies ``least_loaded`` and ``ewma`` and the ejection of instances that keep failing. Raise
+        where an answer is a failure: the end of the statement counts as success, whatever was reported within.
         Arguments and errors are those of ``lookup``.
         """
         instance = self.lookup(name, **options)
