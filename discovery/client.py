@@ -184,7 +184,7 @@ class Client:
 
         Its length is the call's latency, an ``Exception`` that leaves it is the call's failure: they feed
         the strategies ``least_loaded`` and ``ewma`` and the ejection of instances that keep failing. Raise
-        where an answer is a failure: the end of the statement counts as success, whatever was reported within.
+        where an answer is a failure: the statement's good end counts as success, whatever was reported in it.
         Arguments and errors are those of ``lookup``.
         """
         instance = self.lookup(name, **options)
