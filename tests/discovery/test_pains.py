@@ -188,7 +188,7 @@ def test_17_connections_are_few_however_many_names_and_threads_there_are():
         ThreadPoolExecutor(16) as threads,
     ):
         list(threads.map(lambda n: client.lookup_all(f"service-{n % 60}"), range(240)))
-        # The watches, and nine for all that is polled: four pollers, and the scout with four watches of its own.
+        # The watches, and nine for all that is polled: four pollers, the scout, and four watches of its own.
         assert server.open <= 8 + 9
 
 
