@@ -145,11 +145,17 @@ def _usable(bindings: Sequence[Binding], rules: Rules) -> list[Binding]:
 
 
 def _label_address(container: Container, rules: Rules) -> tuple[str, Problem | None]:
-    """Return the address in the label of ``-useIpFromLabel``, without a prefix length."""
+    """Return the address in the label of ``-useIpFromLabel``, without a prefix length.
+
+    Without one it is ``""``, and what is wrong.
+    """
     label = rules.use_ip_from_label
-    raw = container.labels.get(label, "") if label else ""
-    if not raw:
+    if not label:
         return "", None
+    raw = container.labels.get(label, "")
+    if not raw:
+        message = "there is no address in it, so -useIpFromLabel changes nothing here"
+        return "", Problem(container.name, f"label {label}", raw, message) if container.ports else None
     text = raw.rpartition("/")[0] or raw
     if problem := address_problem(text, rules):
         return "", Problem(container.name, f"label {label}", raw, problem)

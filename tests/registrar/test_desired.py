@@ -399,6 +399,13 @@ def test_498_529_316_293_internal_chooses_a_network(
     assert (registration.address, registration.port) == (address, 80)
 
 
+def test_macvlan_publishes_nothing_and_has_an_address_of_its_own() -> None:
+    options: dict[str, Any] = {"expose": ["80/tcp"], "network": "lan", "networks": {"lan": "192.168.7.5"}}
+    assert reason(**options) == "the port is not published (-internal registers such ports)"
+    registration = registered(INTERNAL, **options)
+    assert (registration.address, registration.port) == ("192.168.7.5", 80)
+
+
 def test_498_529_316_293_a_label_chooses_the_network() -> None:
     networks = {"back": "10.1.0.2", "front": "10.2.0.2"}
     options: dict[str, Any] = {"expose": ["80/tcp"], "network": "back", "networks": networks}
@@ -451,7 +458,11 @@ def test_an_address_from_a_label_is_stronger_than_ip(value: str) -> None:
 
 
 def test_without_the_label_the_address_is_unchanged() -> None:
-    assert registered(Rules(use_ip_from_label="net.ip"), publish=PUBLISHED).address == ""
+    rules = Rules(use_ip_from_label="net.ip", ip="203.0.113.7")
+    assert registered(rules, publish=PUBLISHED).address == "203.0.113.7"
+    (problem,) = problems(rules, publish=PUBLISHED)
+    assert problem.startswith("container web: label net.ip='': there is no address in it")
+    assert problems(rules) == [], "it has no port, so nobody looks for its address"
 
 
 @pytest.mark.parametrize("value", ["gateway", "0.0.0.0", "127.0.0.1", "10.0.0/24"])
