@@ -77,7 +77,7 @@ class Scout:
             reader: for the marks; the scout closes it.
             changed: called in background threads.
         """
-        self.sees = False
+        self.sees: bool = False
         self._subscribe = subscribe
         self._reader = reader
         self._changed = changed
