@@ -132,10 +132,10 @@ class Registry:
 
 
 @contextmanager
-def consul(binary: str, core: int | None) -> Iterator[Registry]:
-    """A real Consul on *core*."""
-    # A cache in front of it caches only what says RA, as it does with a recursor; this one is never asked.
-    config = {"limits": {"http_max_conns_per_client": 1000}, "recursors": ["127.0.0.1:9"]}
+def consul(binary: str, core: int | None, config: Mapping[str, object]) -> Iterator[Registry]:
+    """A real Consul on *core*, with further keys of its *config*."""
+    # A cache in front of it keeps only what says RA, as it does with a recursor; this one is never asked.
+    config = {"limits": {"http_max_conns_per_client": 1000}, "recursors": [f"{HOST}:9"], **config}
     agent = ConsulAgent(binary=binary, config=config)
     free = os.sched_getaffinity(0)
     try:
