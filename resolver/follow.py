@@ -1,14 +1,16 @@
 """The catalogue, followed: subscriptions of ``discovery.engine`` -> facts of the resolver's engine.
 
     engine thread:  Known ──call_soon_threadsafe──> loop:  engine.learn(query, Fact), waiting requests go on
+    inquiries:      the same, once, for what nobody may have heard of
 
 Laws:
-- Everything but the subscription's callback runs on the loop; the callback only hands over.
+- Everything but what the engine and the inquiries call runs on the loop; that only hands over.
 - The lists of names and nodes are followed from the start, so that a name that does not exist is known not
   to, and a flood of random names starts no watch.
 - A name is followed from the first question for it until nobody asked for a while.
-- What stands in no list (proxies, gateways, prepared queries) has to be asked for. A name of that kind which
-  leads to nothing is a stranger: it is not followed, only remembered for a second.
+- What stands in no list (other data centres, proxies, gateways, prepared queries) is a stranger, which
+  anybody may have made up: it is asked for once, and followed if that leads somewhere, else remembered for a
+  second.
 - What is too old to be told is forgotten, as if it had never been known.
 - Which service has which address is gathered from all nodes when somebody asks for it, and kept for seconds.
 """
@@ -16,8 +18,10 @@ Laws:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +32,7 @@ from discovery.errors import DiscoveryError, RegistryTimeout, RequestRejected
 from discovery.model import ConnectQuery, IngressQuery, NamesQuery, NodesQuery, PreparedQuery, PreparedResult
 from resolver.engine import Engine
 from resolver.facts import AddressesQuery, Fact, digest, gather_addresses, nothing
+from resolver.inquiries import Inquiries
 
 __all__ = ["Follower"]
 
@@ -35,12 +40,9 @@ log = logging.getLogger("resolver")
 
 _SWEEPS_PER_IDLE: Final = 10
 """How often within the idle time we look for names that nobody asks for: they go a tenth late at most."""
-_MAX_STRANGERS: Final = 16
-"""Strangers asked for at a time. Anybody can make up names of data centres and of prepared queries, and each
-costs a watch until Consul says that there is nothing of that name."""
-_MAX_QUEUED: Final = 64
-"""Further strangers that wait for their turn, as those of a host that has just started: some 100 ms. Requests
-for more than these end by their own time limit."""
+_MAX_STRANGERS: Final = 64
+"""Strangers that wait for their turn, as those of a host that has just started: some 100 ms. Requests for
+more than these end by their own time limit."""
 _MAX_PREPARED: Final = 64
 """Prepared queries followed at a time. One template makes any number of names exist, and each is executed
 every second; beyond this, the one asked for the least is given up. It comes back when somebody asks."""
@@ -96,8 +98,8 @@ class Follower:
         self._gathering: list[Callable[[], None]] = []
         self._addresses_expiry: asyncio.TimerHandle | None = None
         self._rejected: dict[model.Query, asyncio.TimerHandle] = {}
-        self._strangers: set[model.Query] = set()  # those followed that have not answered yet
-        self._queued: dict[model.Query, list[Callable[[], None]]] = {}
+        self._inquiries = Inquiries(discovery.catalogue)
+        self._strangers: set[model.Query] = set()  # those that are asked for
         self._sweeper: asyncio.TimerHandle | None = None
         self._stale_since: float | None = None
         self.lag = 0.0
@@ -114,6 +116,7 @@ class Follower:
             self._sweeper.cancel()
         for query in list(self._followed):
             self._unfollow(query)
+        self._inquiries.close()
         for timer in (*self._rejected.values(), self._addresses_expiry):
             if timer is not None:
                 timer.cancel()
@@ -142,13 +145,10 @@ class Follower:
         if followed is None:
             if self._is_stranger(query):
                 if len(self._strangers) >= _MAX_STRANGERS:
-                    if query in self._queued or len(self._queued) < _MAX_QUEUED:
-                        self._queued.setdefault(query, []).append(callback)
                     return
-                self._strangers.add(query)
-                if isinstance(query, PreparedQuery):
-                    self._make_room()
-            followed = self._follow(query)
+                followed = self._inquire(query)
+            else:
+                followed = self._follow(query)
         followed.asked_at = self._loop.time()
         followed.waiting.append(callback)
 
@@ -163,7 +163,9 @@ class Follower:
 
         def gather() -> Fact:
             try:
-                return Fact(gather_addresses(nodes, self._discovery.catalogue.read))
+                # One connection for all: an agent accepts 200, and closed ones count for a while.
+                with closing(self._discovery.catalogue.connect()) as reader:
+                    return Fact(gather_addresses(nodes, reader.read))
             except DiscoveryError as exc:
                 return Fact(None, stale=True, why=str(exc), timed_out=isinstance(exc, RegistryTimeout))
 
@@ -180,18 +182,34 @@ class Follower:
 
     def _follow(self, query: model.Query) -> _Followed:
         followed = self._followed[query] = _Followed(query, asked_at=self._loop.time())
-
-        def hand_over(known: Known) -> None:
-            # In the engine's thread: to digest a list of 10,000 names takes milliseconds that the loop lacks.
-            fact = _to_fact(query, known)
-            rejected = isinstance(known.error, RequestRejected) and known.value is None
-            try:
-                self._loop.call_soon_threadsafe(self._learn, followed, fact, known.fetched_at, rejected)
-            except RuntimeError:
-                pass  # the loop has been closed meanwhile; nobody is left to tell
-
-        followed.unsubscribe = self._discovery.subscribe(query, hand_over)
+        self._subscribe(followed)
         return followed
+
+    def _subscribe(self, followed: _Followed) -> None:
+        tell = functools.partial(self._hand_over, followed)
+        followed.unsubscribe = self._discovery.subscribe(followed.query, tell)
+
+    def _inquire(self, query: model.Query) -> _Followed:
+        """Ask for a stranger once; ``_learn`` follows it then, or forgets it."""
+        followed = self._followed[query] = _Followed(query, asked_at=self._loop.time())
+        self._strangers.add(query)
+        names = self._engine.facts.get(NamesQuery())
+        if names is not None and names.stale:
+            # Whoever asks for it would only wait for the failure that is known already.
+            unknown = Fact(None, stale=True, why=names.why, timed_out=names.timed_out)
+            self._loop.call_soon(self._learn, followed, unknown, 0.0, False)
+        else:
+            self._inquiries.ask(query, functools.partial(self._hand_over, followed))
+        return followed
+
+    def _hand_over(self, followed: _Followed, known: Known) -> None:
+        # In the engine's thread: to digest a list of 10,000 names takes milliseconds that the loop lacks.
+        fact = _to_fact(followed.query, known)
+        rejected = isinstance(known.error, RequestRejected) and known.value is None
+        try:
+            self._loop.call_soon_threadsafe(self._learn, followed, fact, known.fetched_at, rejected)
+        except RuntimeError:
+            pass  # the loop has been closed meanwhile; nobody is left to tell
 
     def _learn(self, followed: _Followed, fact: Fact, fetched_at: float, rejected: bool) -> None:
         query = followed.query
@@ -212,12 +230,16 @@ class Follower:
         self._engine.learn(query, fact)
         if not fact.stale:
             self.lag = max(0.0, self._loop.time() - fetched_at)
-        if fact.value is not None:
-            self._strangers.discard(query)
+        was_stranger = query in self._strangers
+        self._strangers.discard(query)
         if rejected:
             self._reject(query, _REJECTED_KEPT)
         elif self._leads_nowhere(query, fact):
             self._reject(query, _NOTHING_KEPT)
+        elif was_stranger:
+            if isinstance(query, PreparedQuery):
+                self._make_room(followed)
+            self._subscribe(followed)
         elif fact.stale and fact.value is not None:
             # fetched_at and the loop's time are the same clock: time.monotonic.
             delay = max(0.0, fetched_at + self._max_stale - self._loop.time())
@@ -225,14 +247,6 @@ class Follower:
         waiting, followed.waiting = followed.waiting, []
         for callback in waiting:
             callback()
-        self._admit()
-
-    def _admit(self) -> None:
-        """Ask for strangers that wait for their turn."""
-        while self._queued and len(self._strangers) < _MAX_STRANGERS:
-            query = next(iter(self._queued))
-            for callback in self._queued.pop(query):
-                self.when_known(query, callback)
 
     def _tell_transition(self, before: Fact | None, after: Fact) -> None:
         if before is None or before.stale != after.stale:
@@ -245,7 +259,6 @@ class Follower:
     def _reject(self, query: model.Query, kept: float) -> None:
         """Keep in mind for *kept* seconds what the catalogue said to *query*, but free its watch."""
         self._followed.pop(query).unsubscribe()
-        self._strangers.discard(query)
         while len(self._rejected) >= _MAX_REJECTED:
             oldest = next(iter(self._rejected))
             self._rejected.pop(oldest).cancel()
@@ -292,13 +305,19 @@ class Follower:
         return isinstance(query, PreparedQuery)
 
     def _leads_nowhere(self, query: model.Query, fact: Fact) -> bool:
-        if isinstance(query, NamesQuery | NodesQuery) or not self._is_stranger(query):
+        if not self._is_stranger(query):
             return False
+        if isinstance(query, NamesQuery | NodesQuery):
+            return fact.value is None
         return not (fact.value.entries if isinstance(fact.value, PreparedResult) else fact.value)
 
-    def _make_room(self) -> None:
+    def _make_room(self, new: _Followed) -> None:
         """Keep the prepared queries that are followed within their number."""
-        prepared = [one for one in self._followed.values() if isinstance(one.query, PreparedQuery)]
+        prepared = [
+            one
+            for one in self._followed.values()
+            if isinstance(one.query, PreparedQuery) and one.query not in self._strangers and one is not new
+        ]
         if len(prepared) >= _MAX_PREPARED:
             # A flood of made-up names asks for each once, and must not push out those in use.
             unused = min(prepared, key=lambda one: (self._engine.served(one.query), one.asked_at))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from random import Random
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,6 +22,7 @@ from discovery.model import (
     PreparedQuery,
     PreparedResult,
     Query,
+    Reply,
     ServiceName,
     ServiceQuery,
 )
@@ -35,12 +36,52 @@ from tests.resolver.world import SERIAL, entry, packet
 WEB = ServiceQuery(ServiceName("web"))
 
 
+class Registry:
+    """The catalogue and its readers in one: a read waits until the test has said what it answers."""
+
+    where = "http://127.0.0.1:8500"
+
+    def __init__(self) -> None:
+        self.under_way: list[Query] = []
+        self.most = 0  # reads at a time
+        self._answers: dict[Query, Reply | Exception] = {}
+        self._interrupted = False
+        self._changed = threading.Condition()
+
+    def connect(self) -> Registry:
+        return self
+
+    def read(self, query: Query, *, timeout: float) -> Reply:
+        with self._changed:
+            self.under_way.append(query)
+            self.most = max(self.most, len(self.under_way))
+            self._changed.wait_for(lambda: self._interrupted or query in self._answers)
+            self.under_way.remove(query)
+            if self._interrupted:
+                raise RegistryUnavailable("interrupted")
+            answer = self._answers.pop(query)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def answer(self, query: Query, answer: Reply | Exception) -> None:
+        with self._changed:
+            self._answers[query] = answer
+            self._changed.notify_all()
+
+    def interrupt(self) -> None:
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
+
+    def close(self) -> None: ...
+
+
 class Subscriptions:
     """Stands in for discovery's engine: remembers who subscribed and says what the test wants."""
 
-    catalogue = SimpleNamespace(where="http://127.0.0.1:8500")
-
     def __init__(self) -> None:
+        self.catalogue = Registry()
         self.callbacks: dict[Query, Callable[[Known], None]] = {}
         self.ended: list[Query] = []
 
@@ -54,7 +95,13 @@ class Subscriptions:
         return unsubscribe
 
     def say(self, query: Query, value: Any = None, **how: Any) -> None:
-        self.callbacks[query](Known(query, value, fetched_at=time.monotonic(), **how))
+        """Tell it to who is subscribed; else it is the answer to an inquiry."""
+        if query in self.callbacks:
+            self.callbacks[query](Known(query, value, fetched_at=time.monotonic(), **how))
+        else:
+            self.catalogue.answer(
+                query, how.get("error") or Reply(value, 1, known_leader=not how.get("stale"))
+            )
 
 
 Use = Callable[[Subscriptions, Engine, Follower], Awaitable[None]]
@@ -243,7 +290,7 @@ def test_a_stranger_that_leads_nowhere_is_remembered_for_a_moment_and_not_follow
         assert query not in subscriptions.callbacks
         await until(lambda: query not in engine.facts)
         follower.when_known(query, lambda: None)
-        assert query in subscriptions.callbacks, "and then it is asked for anew"
+        await until(lambda: query in subscriptions.catalogue.under_way)  # it is asked for anew
 
     run(use)
 
@@ -268,6 +315,7 @@ def test_a_stranger_that_leads_somewhere_is_followed_until_it_does_not(query: Qu
         found = (entry("web", "10.0.0.1"),)
         is_prepared = isinstance(query, PreparedQuery)
         follower.when_known(query, lambda: None)
+        assert query not in subscriptions.callbacks
         subscriptions.say(query, PreparedResult(found) if is_prepared else found)
         await until(lambda: query in engine.facts)
         assert query in subscriptions.callbacks
@@ -316,39 +364,54 @@ def test_a_new_order_of_what_has_none_is_no_news() -> None:
 
     async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
         follower.when_known(query, lambda: None)
+        subscriptions.say(query, PreparedResult((one,)))
+        await until(lambda: query in subscriptions.callbacks)
         seen = []
         for ordered in (False, True):
             for entries in ((one, two), (two, one)):
                 subscriptions.say(query, PreparedResult(entries, ordered=ordered))
-                await asyncio.sleep(0)
-                await until(lambda: query in engine.facts)
+                await asyncio.sleep(0)  # call_soon_threadsafe: in the next round of the loop
                 seen.append(engine.facts[query].value.entries)
         assert seen == [(one, two), (one, two), (one, two), (two, one)]
 
     run(use)
 
 
-def test_few_unknown_data_centres_are_asked_for_at_a_time() -> None:
+def test_few_strangers_are_asked_for_at_a_time_and_few_wait() -> None:
     async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
-        for number in range(100):
-            follower.when_known(NamesQuery(f"dc{number}"), lambda: None)
-        assert len(subscriptions.callbacks) == 2 + 16
+        told: list[int] = []
+        names = [NamesQuery(f"dc{number}") for number in range(100)]
+        for number, query in enumerate(names):
+            follower.when_known(query, lambda number=number: told.append(number))  # type: ignore[misc]
+        for query in names:
+            subscriptions.say(query, error=RequestRejected("No path to datacenter", status=500))
+        await until(lambda: len(told) == 64)
+        assert set(told) == set(range(64))
+        assert subscriptions.catalogue.most <= 2
+        assert set(subscriptions.callbacks) == {NamesQuery(), NodesQuery()}
 
     run(use)
 
 
-def test_strangers_beyond_that_take_their_turn() -> None:
+def test_while_the_catalogue_is_away_no_stranger_is_asked_for() -> None:
     async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
-        told: list[int] = []
-        for number in range(200):
-            follower.when_known(PreparedQuery(f"q{number}"), lambda number=number: told.append(number))  # type: ignore[misc]
-        answered: set[Query] = set()
-        while waiting := [query for query in subscriptions.callbacks if query not in answered][2:]:
-            assert len(waiting) <= 16
-            answered.update(waiting)
-            for query in waiting:
-                subscriptions.say(query, PreparedResult())
-            await until(lambda: len(told) == len(answered))
-        assert told == list(range(16 + 64))
+        subscriptions.say(NamesQuery(), {"web": ()}, stale=True, error=RegistryTimeout("no answer in 5 s"))
+        await until(lambda: NamesQuery() in engine.facts)
+        told: list[Fact] = []
+        query = PreparedQuery("q")
+        follower.when_known(query, lambda: told.append(engine.facts[query]))
+        await until(lambda: bool(told))
+        assert told == [Fact(None, stale=True, why="no answer in 5 s", timed_out=True)]
+
+    run(use)
+
+
+def test_what_a_leaderless_server_says_of_a_stranger_denies_nothing() -> None:
+    async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        told: list[bool] = []
+        query = PreparedQuery("q")
+        follower.when_known(query, lambda: told.append(engine.facts[query].stale))
+        subscriptions.say(query, PreparedResult(), stale=True)
+        await until(lambda: told == [True])
 
     run(use)
