@@ -124,10 +124,11 @@ def test_the_next_address_of_a_host_name_is_tried(connect, monkeypatch):
         assert connect(ConsulConfig(host="consul.example")).call(ASK, timeout=5).raw == {}
 
 
-def test_a_host_name_that_does_not_exist_is_an_unavailable_registry(connect):
-    error = failure(connect(ConsulConfig(host="consul.invalid")))
+@pytest.mark.parametrize("host", ["consul.invalid", "kønsul.invalid"])
+def test_a_host_name_that_does_not_exist_is_an_unavailable_registry(connect, host):
+    error = failure(connect(ConsulConfig(host=host)))
     assert isinstance(error, RegistryUnavailable)
-    assert "consul.invalid:8500" in str(error)
+    assert f"{host}:8500" in str(error)
 
 
 # --- what a peer can do wrong --------------------------------------------------------------------------
