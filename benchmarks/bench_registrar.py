@@ -23,6 +23,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import urllib.request
@@ -513,7 +514,7 @@ def main() -> int:
     show_many(options.containers, options.rounds, looks)
     print()
     for sentence in absent:
-        print(f"left out: {sentence}")
+        print(textwrap.fill(f"left out: {sentence}", 100, subsequent_indent="  ", break_on_hyphens=False))
     return 0
 
 

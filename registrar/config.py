@@ -81,8 +81,9 @@ class Settings:
     """Host and port to serve ``/metrics`` and ``/healthz`` on."""
     heartbeat_file: str = ""
     """A file that is touched every second while nothing hangs, for a watchdog."""
-    workers: int = 8
-    """Containers that are worked on at once."""
+    workers: int = 4
+    """Containers that are worked on at once. Eight are no faster and take 8 MiB more: each thread keeps what
+    a look at a thousand containers needed."""
 
     @property
     def resync_interval(self) -> float:
