@@ -30,9 +30,6 @@ __all__ = ["MetricsConnection", "Send", "Service", "TcpConnection", "UdpEndpoint
 _MAX_REQUEST: Final = 4096  # octets; a question with all options in use stays far below
 _TURN: Final = 256
 """Packets served from one socket before the loop sees to the others; they take half a millisecond."""
-_MAX_LOOKS: Final = 16
-"""How often a socket that has run empty is looked at before we sleep, as long as that pays: some 10 us. To be
-woken costs more, and the client waits for it. Each time nothing came in vain, half as often."""
 _TCP_PIPELINE: Final = 128
 """Requests of one connection that may wait for answers; then it is not read from until some are given."""
 
@@ -137,27 +134,22 @@ class UdpEndpoint:
         self._service = service
         self._table = service.table("udp")
         self._batch = Batch.on(sock, local=wildcard)
-        self._looks = _MAX_LOOKS
 
     def drain(self) -> None:
-        """Answer what waits in the socket, and what comes meanwhile."""
+        """Answer what waits in the socket, and what comes meanwhile.
+
+        A batch that was not full may be the last, and is looked after all the same: a client that asks again
+        as soon as it has its answer is served without sleep, and waits half as long.
+        """
         if self._batch is None:
             self._drain_singly()
             return
-        served = empty = 0
+        served = 0
         while served < _TURN:
             count = self._batch.receive()
-            if count:
-                if self._serve(self._batch, count):
-                    return  # the loop has something to do
-                served += count
-                if empty:
-                    self._looks, empty = _MAX_LOOKS, 0
-            elif empty < self._looks:
-                empty += 1
-            else:
-                self._looks = max(1, self._looks // 2)
-                return
+            if not count or self._serve(self._batch, count):
+                return  # all are served, or the loop has something to do
+            served += count
 
     def _serve(self, requests: Batch, count: int) -> bool:
         """Answer *count* requests; say whether any was not in the table."""
