@@ -336,6 +336,14 @@ def test_a_registry_that_answers_at_once_each_time_is_asked_at_a_bounded_rate(en
     assert asked[47].at - asked[0].at > 1.5 * engine_module._BURST_SECONDS
 
 
+def test_news_is_not_held_up_however_often_it_comes(engine, catalogue, monkeypatch):
+    monkeypatch.setattr(engine_module, "_BURST_SECONDS", 3600.0)
+    engine.subscribe(WEB, heard := Heard())
+    for port in range(2, 50):
+        catalogue.set(WEB, ONE, entry(port=port))
+        heard.value(ONE, entry(port=port))
+
+
 # --- a cluster without a leader ------------------------------------------------------------------------
 
 
