@@ -182,8 +182,7 @@ def let_one_come_and_go(registry: Backend, seen: Seen, came: list[float], went: 
         (STAY | {6000}, lambda: registry.register(other), came),
         (STAY, lambda: registry.deregister(other.id), went),
     ):
-        # At no regular time, and seldom enough: what changes without end is read at intervals only.
-        time.sleep(random.uniform(0.03, 0.06))
+        time.sleep(random.choice((0, random.uniform(0.0, 0.05))))  # at once after the last one, or later
         begun = time.perf_counter()
         act()
         times.append((seen.when(ports) - begun) * 1000)

@@ -35,7 +35,7 @@ from tests.tools import ConsulAgent, wait_until
 
 SPREAD = 2.0  # percent
 GONE = 100.0  # ms
-PAUSE = 0.2  # s between two departures: a service that changes without end is read at intervals only
+LOOK = 0.005  # s between two looks: who looks all the time keeps the interpreter from those who close
 SERVICE = "http://web.service.consul/"
 Ask = Callable[[], int]
 """Sends a request and returns the port of the server that answered."""
@@ -63,13 +63,10 @@ def close(balanced: Ask, fleet: Fleet, port: int, rounds: int) -> list[float]:
     """Let the server at *port* leave and come back, *rounds* times; return the times in milliseconds."""
     times = []
     for _ in range(rounds):
-        time.sleep(PAUSE)
         wait_until(lambda: balanced() == port, 30, interval=0, message="it is back in use")
         start = time.perf_counter()
         fleet.deregister(port)
-        wait_until(
-            lambda: not connections_to(port), 30, interval=0.0005, message="its connections are closed"
-        )
+        wait_until(lambda: not connections_to(port), 30, interval=LOOK, message="its connections are closed")
         times.append(1000 * (time.perf_counter() - start))
         fleet.register(port)
     return times
