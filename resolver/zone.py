@@ -302,7 +302,7 @@ class _Zone:
         """``name.virtual``: the address by which transparent proxies know a service, whatever its health.
 
         The HTTP API tells it with the service's proxies alone. One that has none, though Consul has given it
-        an address (for the sake of a configuration entry), is unknown here.
+        an address (by a configuration entry, or for proxies that it had), is unknown here.
         """
         for entry in self.know(ConnectQuery(name)):
             if virtual := entry.tagged_addresses.get(_VIRTUAL):
