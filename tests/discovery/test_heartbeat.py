@@ -387,7 +387,8 @@ FORKED = """
     discovery.register("web", port=80)
     pid = os.fork()
     if pid == 0:
-        time.sleep(60)
+        time.sleep(20)
+        os._exit(0)
     os.kill(pid, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     time.sleep(60)
