@@ -196,6 +196,33 @@ def mind_sigterm() -> None:
         signal.signal(signal.SIGTERM, _terminated)
 
 
+_masks = threading.local()  # of the signals that a forking thread had blocked before
+
+
+def _before_fork() -> None:
+    # A signal that meets a child before Python is ready there would find a handler in Python, and be
+    # forgotten: whoever ends its child at once would wait for ever. So it waits until nothing handles it.
+    if signal.getsignal(signal.SIGTERM) is _terminated:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork_in_parent() -> None:
+    before = _masks.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after_fork_in_child() -> None:
+    if signal.getsignal(signal.SIGTERM) is _terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a child has nothing to deregister
+    _after_fork_in_parent()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
+
+
 def _terminated(number: int, _frame: object) -> None:
     # In a thread: what this one was doing may hold a lock that deregistering needs.
     farewell = threading.Thread(target=_close_all, name="discovery-farewell", daemon=True)
