@@ -153,6 +153,7 @@ class Prepared:
     """Without ids; each begins with flags and counts, then the question in lower case."""
     rcode: int
     type: int
+    """As it is counted; see ``wire.counted_type``."""
     uses: frozenset[Hashable] = frozenset()
     lasting: bool = False
     stale: bool = False
@@ -216,7 +217,8 @@ def prepare(
         others = choices[:k] + choices[k + 1 :]
         random.shuffle(others)
         replies.append(render(question, found, [choices[k], *others], limits, options))
-    return Prepared(replies, found.rcode, query.type, found.uses, found.lasting, bool(found.stale))
+    qtype = wire.counted_type(query.type)
+    return Prepared(replies, found.rcode, qtype, found.uses, found.lasting, bool(found.stale))
 
 
 class Table:
@@ -262,11 +264,17 @@ class Table:
 
     def promote(self, key: bytes, prepared: Prepared) -> None:
         """Answer requests whose bytes after the id are *key* by *prepared* from now on."""
-        if len(prepared.keys) < _KEYS_PER_ANSWER and key not in self.hot:
-            run = prepared._runs[key] = _Run(prepared.replies)
-            prepared.keys.append(key)
-            self._by_key[key] = prepared
-            self.hot[key] = run.wind_up()
+        if key in self.hot:
+            return
+        if len(prepared.keys) >= _KEYS_PER_ANSWER:
+            # The oldest goes: a place taken for good by made-up spellings would be one that clients lack.
+            oldest = prepared.keys.pop(0)
+            del self.hot[oldest], self._by_key[oldest]
+            prepared.spliced += prepared._runs.pop(oldest).served
+        run = prepared._runs[key] = _Run(prepared.replies)
+        prepared.keys.append(key)
+        self._by_key[key] = prepared
+        self.hot[key] = run.wind_up()
 
     def wind_up(self, key: bytes) -> bytes:
         """Return the next reply of a hot entry that came to its end."""

@@ -24,7 +24,7 @@ from resolver.answers import Limits, Prepared, Table, prepare
 from resolver.cache import Cache, Relayed, key_of
 from resolver.facts import Fact, Query
 from resolver.records import Found
-from resolver.wire import fold_question, refuse
+from resolver.wire import counted_type, fold_question, refuse
 from resolver.zone import Need, Unknown, ZoneSettings
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ class Engine:
 
     def refuse(self, request: wire.Query | wire.Refusal, rcode: int, options: bytes = b"") -> Answer:
         """Return the answer that only says *rcode*."""
-        self._counts[request.type if isinstance(request, wire.Query) else 0, rcode, False] += 1
+        qtype = counted_type(request.type) if isinstance(request, wire.Query) else 0
+        self._counts[qtype, rcode, False] += 1
         return Answer(refuse(request, rcode, options=options))
 
     def nobody(self, query: wire.Query) -> Answer:
@@ -185,7 +186,7 @@ class Engine:
         """Answer with what an upstream said; a failure is as if it had not answered."""
         if relayed.frame.rcode in wire.FAILURES:
             return self.lack(forward, _say(relayed))
-        self._counts[forward.query.type, relayed.frame.rcode, False] += 1
+        self._counts[counted_type(forward.query.type), relayed.frame.rcode, False] += 1
         return Answer(relayed.to_wire(forward.query, forward.limits, self._monotonic()))
 
     def lack(self, forward: Forward, why: str) -> Answer:
@@ -195,7 +196,7 @@ class Engine:
         if kept is None:
             return self.fail(forward.query, why, timed_out=True)
         options = wire.extended_error(_STALE_ANSWER, why)
-        self._counts[forward.query.type, kept.frame.rcode, True] += 1
+        self._counts[counted_type(forward.query.type), kept.frame.rcode, True] += 1
         return Answer(kept.to_wire(forward.query, forward.limits, now, options=options))
 
     def keep(self, query: wire.Query, outcome: Relayed | Exception) -> None:
@@ -286,12 +287,12 @@ class Engine:
         question = fold_question(query.question)
         if query.plain and query.question == question:
             uses = frozenset({_RELAYED})
-            prepared = Prepared([reply[2:]], kept.frame.rcode, query.type, uses)
+            prepared = Prepared([reply[2:]], kept.frame.rcode, counted_type(query.type), uses)
             prepared.spliced = 1  # this one
             self.tables[transport].put(question, limits, prepared)
             self.tables[transport].promote(packet[2:], prepared)
         else:
-            self._counts[query.type, kept.frame.rcode, False] += 1
+            self._counts[counted_type(query.type), kept.frame.rcode, False] += 1
         # Hot answers go with each tick, so that a name in use comes here every second.
         return Answer(reply, query if kept.due(now) else None)
 
