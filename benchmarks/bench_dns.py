@@ -47,7 +47,7 @@ _FORWARDED = 20_000  # different names, so that none is asked twice
 _WINDOW_FORWARDING = 32
 _HOUR = {"dns_config": {"service_ttl": {"*": "1h"}}}
 """What makes an answer one that caches keep for longer than a run."""
-_LARGE_PATIENCE = 180.0  # s until 10,000 names are known
+_LARGE_PATIENCE = 120.0  # s until 10,000 names are known
 
 
 @dataclass
@@ -150,12 +150,13 @@ class Bench:
         return self.stack.enter_context(servers.embedded())
 
     def warm(self, server: Server, questions: Path, patience: float = 30.0) -> None:
-        """Ask until one run got every question answered rightly, twice over."""
+        """Ask until one run got only right answers, twice as many as there are questions."""
         count = len(list(read_questions(questions)))
         seconds, deadline = 0.5, time.monotonic() + patience
         while True:
             outcome = self.load.run(server.address, server.pids, questions, seconds, window=16)
-            if outcome.bad == 0 and outcome.lost == 0 and outcome.good >= 2 * count:
+            # On a machine that is busy with other things a few are lost for no fault of the server's.
+            if outcome.sound and outcome.good >= 2 * count:
                 return
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{server.name} does not answer {count} questions: {outcome}")

@@ -7,7 +7,8 @@
  * latencies counted from when a question was due: a server that stalls does not stall its own measurement.
  *
  * One line of JSON says what came of it. A reply counts as good when its id is of a question under way, its
- * question is that one, its rcode is NOERROR and it has an answer. What is not answered in TIMEOUT is lost.
+ * question is that one, its rcode is NOERROR and it has an answer. What is not answered in TIMEOUT is lost, also
+ * when the answer comes later.
  *
  * It never sleeps: a server that must wake its client pays for that, and how often it must would depend on the
  * client's luck. It wants a core of its own.
@@ -112,7 +113,8 @@ static int take(struct client *c) {
         unsigned end = 12;
         while (end < q->length && q->bytes[end]) end += 1u + q->bytes[end];
         end += 5; /* root, type, class */
-        if (messages[i].msg_len < end || !one->since || !(reply[2] & 0x80)
+        if (!one->since) continue; /* late; it was counted as lost */
+        if (messages[i].msg_len < end || !(reply[2] & 0x80)
             || memcmp(reply + 12, q->bytes + 12, end - 12)) { wrong++; continue; }
         note(at > one->since ? at - one->since : 0);
         one->since = 0;
