@@ -196,8 +196,6 @@ class _Service:
         send(self._engine.refuse(query, wire.SERVFAIL).reply)
         return True
 
-    def seen(self, count: int, packet: bytes, source: str) -> None: ...
-
     def sample(self, count: int) -> range:
         return range(0)
 
