@@ -460,6 +460,34 @@ class _Subscription:
                 log.exception("a subscriber of %s failed", known.query)
 
 
+class _Flag:
+    """A ``threading.Event`` on a condition that others use, too: an eighth of the memory.
+
+    Each of thousands of questions has two.
+    """
+
+    __slots__ = ("_condition", "_is_set")
+
+    def __init__(self, condition: threading.Condition) -> None:
+        self._condition = condition
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        with self._condition:
+            self._is_set = True
+            self._condition.notify_all()
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def wait(self, timeout: float) -> None:
+        with self._condition:
+            self._condition.wait_for(self.is_set, timeout)
+
+
 class _Follower:
     """One query: what is known, who wants it, and the thread that keeps it fresh (or none: polled)."""
 
@@ -472,7 +500,6 @@ class _Follower:
         self.asked_at: float = 0.0  # seconds on the monotonic clock; of the poller
         self.thread: threading.Thread | None = None
         self.subscriptions: list[_Subscription] = []
-        self.kicked: threading.Event = threading.Event()
         self._reader: Reader | None = None
         self._read_at: float | None = None
         self._wanted_at = time.monotonic()
@@ -481,8 +508,9 @@ class _Follower:
         self._reading = False  # whoever asks now will have what comes of it
         self._inherited = False  # what is known comes from before a fork, and nobody asked since
         self._answered = threading.Condition()
+        self.kicked: _Flag = _Flag(self._answered)
         self._waking: list[Callable[[], None]] = []  # of those who wait and cannot block
-        self._stopping = threading.Event()
+        self._stopping = _Flag(self._answered)
 
     # --- who wants it
 
@@ -586,8 +614,8 @@ class _Follower:
         self._answered = threading.Condition()
         self._waking = []
         self._reading = False
-        self._stopping = threading.Event()
-        self.kicked = threading.Event()
+        self._stopping = _Flag(self._answered)
+        self.kicked = _Flag(self._answered)
 
     @property
     def gated(self) -> bool:
@@ -733,7 +761,7 @@ class _Gate:
         self._delay = BACKOFF_MIN
         self._next_try = 0.0
 
-    def may_ask(self, kicked: threading.Event) -> bool:
+    def may_ask(self, kicked: _Flag) -> bool:
         """Say whether the calling thread may ask the registry now; somebody who waits may always."""
         if self.error is None or kicked.is_set():
             return True
