@@ -147,7 +147,7 @@ class ConsulReader:
         patience = timeout if not index else wait + wait / 16 + timeout
         # To an agent that was restarted meanwhile, our index may lie in the future: it would hold the read
         # until its own count gets there, and we would not see what it forgot (Consul: "Blocking Queries").
-        anew = codec.query_request(query) if index else None
+        anew = (codec.query_request(query), timeout) if index else None
         reply = _reply(query, self._connection.call(asked, timeout=patience, anew=anew), self._where)
         return replace(reply, connection=self._connection.opened)
 

@@ -72,11 +72,14 @@ class Connection:
         self._interrupted = False
         _connections.add(self)
 
-    def call(self, request: Request, *, timeout: float, anew: Request | None = None) -> HTTPReply:
+    def call(
+        self, request: Request, *, timeout: float, anew: tuple[Request, float] | None = None
+    ) -> HTTPReply:
         """Send *request* and return the reply, within *timeout* seconds.
 
         Args:
-            anew: sent instead where a kept connection has to be replaced, and with it perhaps the agent.
+            anew: sent instead where a kept connection has to be replaced, and with it perhaps the agent; and
+                its own timeout.
 
         Raises:
             ConfigurationError: the token or a TLS file cannot be used.
@@ -96,7 +99,9 @@ class Connection:
                 self._drop()
                 if not reused or self._interrupted or isinstance(exc, TimeoutError):
                     raise
-                response = self._exchange(anew or request, headers, deadline)
+                again, timeout = anew or (request, timeout)
+                deadline = min(deadline, time.monotonic() + timeout)
+                response = self._exchange(again, headers, deadline)
             body = self._read(response)
         except _BROKEN as exc:
             self._drop()

@@ -14,7 +14,7 @@ from discovery import backends
 from discovery.backends import open_backend
 from discovery.backends.consul import Consul
 from discovery.config import Config, ConsulConfig
-from discovery.errors import ConfigurationError, RegistryUnavailable
+from discovery.errors import ConfigurationError, RegistryTimeout, RegistryUnavailable
 from discovery.model import NamesQuery, NodesQuery, PreparedQuery, PreparedResult, Registration, ServiceQuery
 from tests.discovery.rawserver import Peer, RawServer, answer
 
@@ -181,6 +181,22 @@ def test_the_order_of_one_instance_is_nobodys_question():
 def test_a_prepared_query_that_does_not_exist_finds_nothing(serve):
     consul, _ = serve(b"Query not found", status="404 Not Found")
     assert consul.read(PreparedQuery("q")).value == PreparedResult()
+
+
+def test_a_new_agent_that_hangs_is_not_given_the_wait_of_the_last_one(serve):
+    def hang_up_after_one_and_hang(peer: Peer) -> None:
+        peer.request()
+        if server.accepted == 1:
+            peer.send(answer([]))
+        else:
+            server.closing.wait()
+
+    with RawServer(hang_up_after_one_and_hang) as server:
+        reader = Consul(server.config).connect()
+        reader.read(WEB)
+        with pytest.raises(RegistryTimeout, match=r"within 0\.2 s"):
+            reader.read(WEB, index=42, wait=300.0, timeout=0.2)
+        reader.close()
 
 
 # --- answers that make no sense ------------------------------------------------------------------------
