@@ -47,6 +47,7 @@ _FORWARDED = 20_000  # different names, so that none is asked twice
 _WINDOW_FORWARDING = 32
 _HOUR = {"dns_config": {"service_ttl": {"*": "1h"}}}
 """What makes an answer one that caches keep for longer than a run."""
+_ATTEMPTS = 10  # at a run that something else on this machine spoiled
 _LARGE_PATIENCE = 120.0  # s until 10,000 names are known
 
 
@@ -162,6 +163,14 @@ class Bench:
                 raise RuntimeError(f"{server.name} does not answer {count} questions: {outcome}")
             seconds = min(2 * seconds, 10.0)
 
+    def full_load(self, server: Server, questions: Path) -> Outcome:
+        """Ask as fast as answers come; anew, if the load or the server was kept from its core meanwhile."""
+        for _ in range(_ATTEMPTS):
+            outcome = self.load.run(server.address, server.pids, questions, self.seconds)
+            if outcome.good and outcome.seconds < 1.2 * self.seconds:
+                return outcome
+        raise RuntimeError(f"{server.name} and its load do not get the time of this machine: {outcome}")
+
     # The comparison --------------------------------------------------------------------------------------
 
     def contenders(self, registry: Registry, starter: Starter) -> list[Contender]:
@@ -201,7 +210,7 @@ class Bench:
         for _ in range(self.rounds):
             for one in random.sample(contenders, len(contenders)):
                 server = one.server
-                one.closed.append(self.load.run(server.address, server.pids, self.questions, self.seconds))
+                one.closed.append(self.full_load(server, self.questions))
         if not self.load.is_compiled:
             self.report.notes.append(
                 "no C compiler: the load is a tenth of what it could be, without latencies"
@@ -297,7 +306,7 @@ class Bench:
             path = write_questions(self.scratch / "kept", kept)
             self.warm(resolver, path)
             for outcomes, asked in ((hits, path), (known, self.questions)):
-                outcomes.append(self.load.run(resolver.address, resolver.pids, asked, self.seconds))
+                outcomes.append(self.full_load(resolver, asked))
         if any(one.good > count for one in misses):
             self.report.notes.append(
                 "forwarding: some names were asked twice; the cost of a miss is understated"
@@ -410,7 +419,7 @@ class Bench:
             return
         for _ in range(self.rounds):
             for one in everybody:
-                one.closed.append(self.load.run(one.server.address, one.server.pids, path, self.seconds))
+                one.closed.append(self.full_load(one.server, path))
         least, most = ours.costs
         self.report.notes.append(
             f"{what}: {ours.cost:.2f} us ({least:.2f}-{most:.2f}) of CPU for a query, "
