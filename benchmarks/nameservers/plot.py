@@ -39,9 +39,7 @@ def plot(costs: Sequence[tuple[str, float, float, float]], subtitle: str, path: 
     axes.set_xlim(1, 2 * max(most for *_, most in rows))
     axes.bar_label(bars, [f"{cost:.1f}" for _, cost, _, _ in rows], padding=12)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(
-        "CPU microseconds per answer, less is better (logarithmic; bars: median, lines: all rounds)"
-    )
+    axes.set_xlabel("CPU microseconds per answer (logarithmic); less is better")
     axes.set_title(subtitle, fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
