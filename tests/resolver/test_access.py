@@ -108,7 +108,8 @@ def test_a_token_that_is_revoked_leaves_what_was_known(
     assert addresses(ask(resolver, NAME)) == ["10.0.0.1"]
     strict.request("DELETE", f"/v1/acl/token/{accessor}")
     wait_until(lambda: code(resolver, "nope.service.consul") == "SERVFAIL", PATIENCE)
-    assert addresses(ask(resolver, NAME)) == ["10.0.0.1"]
+    answer = ask(resolver, NAME, use_edns=0)
+    assert addresses(answer) == ["10.0.0.1"], answer.to_text()
     # Newer releases stream the service's health on, and go on to confirm it.
     assert errors(resolver) in ([], [STALE])
     assert len(told(caplog, "403")) == 1

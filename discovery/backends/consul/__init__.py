@@ -188,17 +188,24 @@ def _execute(query: PreparedQuery, call: Callable[[codec.Request], HTTPReply], w
 
 def _reply(query: Query, reply: HTTPReply, where: str) -> Reply:
     headers = reply.headers
+    asked = codec.query_request(query).target.partition("?")[0]
+    # Consul's streaming backend is the default of blocking queries on health since 1.10.
+    streaming = headers.get("X-Consul-Query-Backend") == "streaming"
     try:
-        return Reply(
+        read = Reply(
             value=codec.query_value(query, reply.raw),
             index=int(headers.get("X-Consul-Index") or 0),
-            # Consul's streaming backend, the default since 1.10, always says that there is no leader.
-            known_leader=headers.get("X-Consul-Query-Backend") == "streaming"
-            or headers.get("X-Consul-KnownLeader", "true") == "true",
+            # Streaming always says that there is no leader.
+            known_leader=streaming or headers.get("X-Consul-KnownLeader", "true") == "true",
             last_contact=int(headers.get("X-Consul-LastContact") or 0) / 1000,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise _malformed(where, codec.query_request(query).target.partition("?")[0], exc) from exc
+        raise _malformed(where, asked, exc) from exc
+    if streaming and read.index <= 1:
+        # The wait was over before the servers had sent anything (they are away, or have just thrown out the
+        # stream): not an empty answer, none at all. To believe it would take every instance away.
+        raise RegistryUnavailable(f"{where} had nothing from its servers to answer {asked} with")
+    return read
 
 
 def _malformed(where: str, asked: str, exc: Exception) -> RegistryUnavailable:

@@ -105,6 +105,19 @@ def test_an_agent_that_says_nothing_of_leaders_and_indexes_has_a_leader_and_no_i
     assert (reply.index, reply.known_leader, reply.last_contact) == (0, True, 0.0)
 
 
+def test_a_stream_that_has_brought_nothing_yet_is_no_empty_answer(serve):
+    """Consul 1.20 does this when its wait ends before the stream's first word; index 1 means none."""
+    headers = "X-Consul-Index: {}\r\nX-Consul-KnownLeader: false\r\nX-Consul-Query-Backend: streaming\r\n"
+    consul, _ = serve([], headers=headers.format(1))
+    with pytest.raises(
+        RegistryUnavailable, match="had nothing from its servers to answer /v1/health/service/web"
+    ):
+        consul.read(WEB)
+    consul, _ = serve([], headers=headers.format(13))
+    reply = consul.read(WEB)
+    assert (reply.value, reply.index, reply.known_leader) == ((), 13, True)
+
+
 def test_a_blocking_read_is_asked_with_its_index_and_given_time_beyond_its_wait(serve):
     consul, server = serve([])
     reader = consul.connect()
