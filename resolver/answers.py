@@ -36,8 +36,9 @@ __all__ = ["Limits", "Prepared", "Table", "prepare", "render"]
 _MAX_POINTER: Final = 0x3FFF  # a pointer has 14 bits
 
 _RUN: Final = 64
-"""A hot entry hands out about so many replies before it is wound up again. Each costs a reference (8 octets),
-and winding up costs a microsecond: at 64 both vanish beside the replies and the work of sending them."""
+"""A hot entry in demand hands out about so many replies before it is wound up again, which costs a microsecond:
+at 64 that vanishes beside the work of sending them. Each costs a reference (8 octets), which counts where there
+are ten thousands of entries; so a run begins with one rotation, and doubles each time it is wound up."""
 _ROTATION_OCTETS: Final = 65_536
 """What the rotations of one answer may take together. Thousands of instances over TCP would otherwise be
 prepared thousands of times; with fewer rotations each still begins with another instance."""
@@ -157,16 +158,15 @@ class Prepared:
     uses: frozenset[Hashable] = frozenset()
     lasting: bool = False
     stale: bool = False
-    keys: list[bytes] = field(default_factory=list)
-    """Of the hot table."""
     spliced: int = 0
     """How often it was given outside the hot table."""
-    _runs: dict[bytes, _Run] = field(default_factory=dict)
+    runs: dict[bytes, _Run] = field(default_factory=dict)
+    """Its keys of the hot table, the oldest first, and where each is."""
 
     @property
     def served(self) -> int:
         """How often this answer was given; costs nothing while it is given."""
-        return self.spliced + sum(run.served for run in self._runs.values())
+        return self.spliced + sum(run.served for run in self.runs.values())
 
     def next(self, question: bytes) -> bytes:
         """Return the next reply for a request that spells its question as *question*."""
@@ -188,7 +188,7 @@ class _Run:
     __slots__ = ("_finished", "_iterator", "_replies")
 
     def __init__(self, replies: list[bytes]) -> None:
-        self._replies = replies * max(1, _RUN // len(replies))
+        self._replies = replies
         self._finished = 0
         self._iterator: Iterator[bytes] = iter(())
 
@@ -197,6 +197,8 @@ class _Run:
         return self._finished - operator.length_hint(self._iterator)
 
     def wind_up(self) -> Callable[[], bytes]:
+        if self._finished and 2 * len(self._replies) <= _RUN:
+            self._replies = self._replies * 2
         self._iterator = iter(self._replies)
         self._finished += len(self._replies)
         return self._iterator.__next__
@@ -266,19 +268,18 @@ class Table:
         """Answer requests whose bytes after the id are *key* by *prepared* from now on."""
         if key in self.hot:
             return
-        if len(prepared.keys) >= _KEYS_PER_ANSWER:
+        if len(prepared.runs) >= _KEYS_PER_ANSWER:
             # The oldest goes: a place taken for good by made-up spellings would be one that clients lack.
-            oldest = prepared.keys.pop(0)
+            oldest = next(iter(prepared.runs))
             del self.hot[oldest], self._by_key[oldest]
-            prepared.spliced += prepared._runs.pop(oldest).served
-        run = prepared._runs[key] = _Run(prepared.replies)
-        prepared.keys.append(key)
+            prepared.spliced += prepared.runs.pop(oldest).served
+        run = prepared.runs[key] = _Run(prepared.replies)
         self._by_key[key] = prepared
         self.hot[key] = run.wind_up()
 
     def wind_up(self, key: bytes) -> bytes:
         """Return the next reply of a hot entry that came to its end."""
-        ready = self.hot[key] = self._by_key[key]._runs[key].wind_up()
+        ready = self.hot[key] = self._by_key[key].runs[key].wind_up()
         return ready()
 
     def drop(self, use: Hashable) -> None:
@@ -303,7 +304,7 @@ class Table:
             return
         del self._ages[prepared.lasting][variant]
         self._retired[prepared.type, prepared.rcode, prepared.stale] += prepared.served
-        for key in prepared.keys:
+        for key in prepared.runs:
             del self.hot[key], self._by_key[key]
         for use in prepared.uses:
             variants = self._by_use.get(use)
