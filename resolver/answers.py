@@ -36,9 +36,9 @@ __all__ = ["Limits", "Prepared", "Table", "prepare", "render"]
 _MAX_POINTER: Final = 0x3FFF  # a pointer has 14 bits
 
 _RUN: Final = 64
-"""A hot entry in demand hands out about so many replies before it is wound up again, which costs a microsecond:
-at 64 that vanishes beside the work of sending them. Each costs a reference (8 octets), which counts where there
-are ten thousands of entries; so a run begins with one rotation, and doubles each time it is wound up."""
+"""A hot entry in demand hands out about so many replies before it is wound up again, which costs a
+microsecond: at 64 that vanishes beside the work of sending them. Each costs a reference (8 octets), which
+counts where there are ten thousands of entries; so a run begins with one rotation, and doubles each time."""
 _ROTATION_OCTETS: Final = 65_536
 """What the rotations of one answer may take together. Thousands of instances over TCP would otherwise be
 prepared thousands of times; with fewer rotations each still begins with another instance."""
