@@ -231,8 +231,9 @@ class Host(Node):
         }
 
     def published(self, container: str, port: int) -> int:
-        """The host port on which a container's port is published."""
-        return int(self.docker("port", container, str(port)).splitlines()[0].rpartition(":")[2])
+        """The host port on which a container's port is published, over IPv4: IPv6 may have another."""
+        ends = self.docker("port", container, str(port)).splitlines()
+        return next(int(end.rpartition(":")[2]) for end in ends if "." in end)
 
     def start_dockerd(self) -> None:
         """Start dockerd and wait until it answers. Its flags only keep its files where `down` finds them."""

@@ -176,10 +176,10 @@ def create(engine: Any, name: str, *, published: bool = False) -> Any:
 
 
 def running(engine: Any) -> dict[str, int]:
-    """The containers of a test that serve, and the host's port of each; asked of Docker."""
+    """The containers of a test that serve, and the host's port of each over IPv4; asked of Docker."""
     found = {}
     for one in engine.api.containers(filters={"name": "fault-", "status": "running"}):
-        published = [port["PublicPort"] for port in one["Ports"] if "PublicPort" in port]
+        published = [port["PublicPort"] for port in one["Ports"] if "." in port.get("IP", "")]
         found[one["Names"][0].lstrip("/")] = published[0] if published else 80
     return found
 
@@ -267,6 +267,12 @@ def test_a_registrar_killed_at_random_points_of_five_hundred_events(
     assert_true(host1, engine)
 
 
+def status(container: Any) -> str:
+    """What Docker says of a container now: it answers a pause before it has noted it."""
+    container.reload()
+    return str(container.status)
+
+
 def act_at_random(containers: list[Any], dice: random.Random, *, until: Callable[[], bool]) -> None:
     """Do this and that to containers. What costs Docker little is most of it."""
     cheap = ["rename"] * 6 + ["pause"] * 4 + ["signal"] * 4
@@ -279,9 +285,11 @@ def act_at_random(containers: list[Any], dice: random.Random, *, until: Callable
                 one.rename(next(names))
             case "pause":
                 one.pause()
+                wait_until(lambda: status(one) == "paused")  # noqa: B023
                 paused.add(one.id)
             case "unpause":
                 one.unpause()
+                wait_until(lambda: status(one) == "running")  # noqa: B023
                 paused.remove(one.id)
             case "signal":
                 one.kill("WINCH")
