@@ -13,7 +13,6 @@ Laws:
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -62,7 +61,6 @@ class Policy:
         self.excessive = 0
         """Requests beyond the limit so far."""
         self._rate = rate
-        self._credits: dict[str, itertools.repeat[None]] = {}
         self._admitted: set[str] = set()
         self._unlimited = itertools.repeat(None).__next__
 
@@ -78,27 +76,21 @@ class Policy:
                 self._admitted.clear()
                 self.tick()
             self._admitted.add(source)
-        if self._rate and not _within(source, LOOPBACK):
+        if self._rate and not _within(_address(source), LOOPBACK):
             # One is taken now, for this request.
-            credit = self._credits[source] = itertools.repeat(None, self._rate - 1)
-            self.credits[source] = credit.__next__
+            self.credits[source] = itertools.repeat(None, self._rate - 1).__next__
         else:
             self.credits[source] = self._unlimited
         return Verdict.ADMITTED
 
     def allows(self, source: str) -> bool:
         """Whether *source* may ask."""
-        return _within(source, self.networks) or self._also(_address(source))
+        address = _address(source)
+        return _within(address, self.networks) or self._also(address)
 
     def tick(self) -> None:
         """A second has passed: everybody has full credit again."""
         self.credits.clear()
-        self._credits.clear()
-
-    def busiest(self) -> tuple[str, int]:
-        """Return the source that asked most in this second, and how often; ("", 0) when nobody did."""
-        spent = {one: self._rate - operator.length_hint(credit) for one, credit in self._credits.items()}
-        return max(spent.items(), key=operator.itemgetter(1), default=("", 0))
 
 
 def _address(source: str) -> IPv4Address | IPv6Address:
@@ -108,6 +100,5 @@ def _address(source: str) -> IPv4Address | IPv6Address:
     return address
 
 
-def _within(source: str, networks: Iterable[Network]) -> bool:
-    address = _address(source)
+def _within(address: IPv4Address | IPv6Address, networks: Iterable[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)

@@ -72,12 +72,3 @@ def test_forged_sources_take_no_memory() -> None:
     for i in range(1000):
         assert ask(policy, f"192.0.2.{i % 256}") is Verdict.FOREIGN
     assert "192.0.2.1" not in policy.credits
-
-
-def test_who_asks_most() -> None:
-    policy = Policy(DOCKER, rate=10)
-    assert policy.busiest() == ("", 0)
-    for source, count in (("172.17.0.2", 3), ("172.17.0.3", 7)):
-        for _ in range(count):
-            ask(policy, source)
-    assert policy.busiest() == ("172.17.0.3", 7)
