@@ -25,11 +25,11 @@ from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, Self
 
-__all__ = ["Batch"]
+__all__ = ["MAX_REQUEST", "Batch"]
 
 SIZE: Final = 64
 """Packets at a time: beyond it, nothing is saved any more, and the first would wait for the last."""
-_MAX_REQUEST: Final = 4096  # octets; a question with all options in use stays far below
+MAX_REQUEST: Final = 4096  # octets; a question with all options in use stays far below
 _PLACE: Final = 65_536 + 128
 """Octets of a place. No DNS message is longer than 65,535, so that no reply reaches the next request. The
 rest keeps all places from falling into the same few lines of the processor's cache."""
@@ -142,7 +142,7 @@ class Batch:
         at = ctypes.addressof(incoming) - offsets[0]
         for number in range(SIZE):
             for message, parts in ((incoming[number], parts_in), (outgoing[number], parts_out)):
-                parts[number] = _Iovec(at + number * _PLACE, _MAX_REQUEST)
+                parts[number] = _Iovec(at + number * _PLACE, MAX_REQUEST)
                 header = message.header
                 header.name = ctypes.addressof(names[number])
                 header.name_length = 16 if sock.family == socket.AF_INET else 28

@@ -20,14 +20,13 @@ from ipaddress import ip_address
 from typing import Any, Final, Protocol, cast
 
 from resolver.answers import Table
-from resolver.batch import Batch
+from resolver.batch import MAX_REQUEST, Batch
 from resolver.engine import Transport
 from resolver.metrics import Sample, render
 from resolver.policy import Policy
 
 __all__ = ["MetricsConnection", "Send", "Service", "TcpConnection", "UdpEndpoint"]
 
-_MAX_REQUEST: Final = 4096  # octets; a question with all options in use stays far below
 _TURN: Final = 256
 """Packets served from one socket before the loop sees to the others; they take half a millisecond."""
 _TCP_PIPELINE: Final = 128
@@ -205,7 +204,7 @@ class UdpEndpoint:
         hot, credit = self._table.hot, self._service.policy.credits
         for _ in range(_TURN):
             try:
-                packet, client = recvfrom(_MAX_REQUEST)
+                packet, client = recvfrom(MAX_REQUEST)
             except OSError:  # BlockingIOError: all are served; others concern a packet that is gone
                 return
             if self._service.sample(1):
@@ -381,7 +380,7 @@ class MetricsConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         if self._transport is None or (
-            b"\r\n\r\n" not in self._received and len(self._received) < _MAX_REQUEST
+            b"\r\n\r\n" not in self._received and len(self._received) < MAX_REQUEST
         ):
             return
         if self._received.startswith((b"GET /metrics ", b"GET /metrics?")):

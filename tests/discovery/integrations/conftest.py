@@ -64,6 +64,20 @@ def servers(fleet: Fleet, shared_servers: list[Server]) -> list[Server]:
     return shared_servers
 
 
+@pytest.fixture(scope="module")
+def shared_grpc_servers() -> Iterator[list[Server]]:
+    with ExitStack() as servers:
+        yield [servers.enter_context(Server(script="grpc_server.py")) for _ in range(3)]
+
+
+@pytest.fixture
+def grpc_servers(fleet: Fleet, shared_grpc_servers: list[Server]) -> list[Server]:
+    """Three gRPC servers, registered as ``web``."""
+    for server in shared_grpc_servers:
+        fleet.register(server.port)
+    return shared_grpc_servers
+
+
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., Server]]:
     """Start a server of the test's own; arguments as ``Server``'s."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,6 @@ from tests.discovery.integrations.fleet import Fleet, Server, connections_to
 from tests.tools import free_port, wait_until
 
 TIMEOUT = 20.0  # s; for the tests' own patience
-
-
-@pytest.fixture(scope="module")
-def shared_grpc_servers() -> Iterator[list[Server]]:
-    with ExitStack() as servers:
-        yield [servers.enter_context(Server(script="grpc_server.py")) for _ in range(3)]
-
-
-@pytest.fixture
-def grpc_servers(fleet: Fleet, shared_grpc_servers: list[Server]) -> list[Server]:
-    """Three servers, registered as ``web``."""
-    for server in shared_grpc_servers:
-        fleet.register(server.port)
-    return shared_grpc_servers
 
 
 @pytest.fixture
