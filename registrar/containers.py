@@ -37,16 +37,23 @@ Protocol = Literal["tcp", "udp", "sctp"]
 DEFAULT_STOP_TIMEOUT: Final = 10.0
 """Seconds between the stop signal and SIGKILL where the container does not say (docker stop: ``--time``)."""
 
+_EVERYWHERE: Final = ("", "0.0.0.0", "::")
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?\d*(Z|[+-]\d\d:\d\d)\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A published port: where on the host it listens. ``host_ip`` is ``""`` for every address."""
+    """A published port: where on the host it listens."""
 
     host_ip: str
+    """As Docker says it. ``0.0.0.0`` and ``::`` are every address of one family, ``""`` of both (Podman)."""
     host_port: int
+
+    @property
+    def everywhere(self) -> bool:
+        """True when it listens on every address of the host, of one family at least."""
+        return self.host_ip in _EVERYWHERE
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -246,17 +253,13 @@ def _ports(raw_exposed: Mapping[str, Any], raw_published: Mapping[str, Any]) -> 
         for raw_binding in raw_published.get(key) or ():
             host_port = str(raw_binding.get("HostPort") or "")
             if host_port.isdecimal() and int(host_port):
-                bindings.add(Binding(_host_ip(raw_binding.get("HostIp") or ""), int(host_port)))
+                bindings.add(Binding(raw_binding.get("HostIp") or "", int(host_port)))
     order = sorted(found, key=lambda port: (port[0], _PROTOCOLS.index(port[1])))
     # Docker's order of bindings is not the order they were asked for: ours is at least always the same.
     return tuple(
         Port(*port, bindings=tuple(sorted(found[port], key=lambda b: (b.host_ip, b.host_port))))
         for port in order
     )
-
-
-def _host_ip(raw: str) -> str:
-    return "" if raw in ("0.0.0.0", "::") else raw
 
 
 def _networks(raw: Mapping[str, Any]) -> tuple[Network, ...]:

@@ -29,7 +29,7 @@ from registrar.checks import Probe, Target, has_check, parse_checks
 from registrar.containers import Container, Port
 from registrar.metadata import Extensions, Metadata, Problem, Value, split_tags
 from registrar.owner import MARKS, Owner
-from registrar.places import Place, address_problem, find_places, label_problem
+from registrar.places import GivenAddress, Place, address_problem, find_places, label_problem
 from registrar.rules import Rules
 from registrar.status import Report, container_check, describe_end, failed, kept, report_on
 
@@ -216,7 +216,13 @@ class _Deciding:
         if problem := label_problem(self.container, self.rules):
             self.problems.append(problem)
         container = extensions.applied_to(self.container)
-        found = {port: find_places(container, port, self.rules) for port in container.ports}
+        node_address = self.host.node_address
+        found = {
+            port: find_places(
+                container, port, self.rules, node_address=node_address, service_ip=self._service_ip(port)
+            )
+            for port in container.ports
+        }
         self.several = sum(not isinstance(places, str) for places in found.values()) > 1
         self.checked = any(has_check(self.metadata.for_port(port)) for port in found)
         unwanted = self._unwanted()
@@ -229,7 +235,6 @@ class _Deciding:
             else:
                 for place in places:
                     second = f"@{place.address}:{place.port}" if place != places[0] else ""
-                    place = self._placed(port, place)
                     decisions.extend(self._register(port, place, second, extensions))
         decisions = list(self._with_distinct_ids(decisions))
         check_ids = {check.id for one in decisions if one.registration for check in one.registration.checks}
@@ -243,15 +248,15 @@ class _Deciding:
             reports=tuple(report for report in reports if report.check_id in check_ids),
         )
 
-    def _placed(self, port: Port, place: Place) -> Place:
-        """Return *place*, at the address that the container gives if it may."""
+    def _service_ip(self, port: Port) -> GivenAddress | None:
+        """Return the address that the container gives for *port*, if it may."""
         given = self.metadata.for_port(port).get("ip")
         if not given or not given.text or not self.rules.allow_service_ip:
-            return place
+            return None
         if problem := address_problem(given.text, self.rules):
             self._problem(given, problem)
-            return place
-        return Place(given.text, place.port, f"{given.origin}, with the port of: {place.rule}")
+            return None
+        return GivenAddress(given.text, given.origin)
 
     def _unwanted(self) -> str:
         """Say why nothing of this container is registered, or return ``""``."""

@@ -12,6 +12,8 @@ Laws:
 - Pure.
 - Address and port are always of one binding, or both of the container: never one of each.
 - An empty address means the node's, and Consul answers with what its agent advertises.
+- Docker may publish one port at different ports for IPv4 and IPv6. Which one counts is decided by the address
+  that clients are given: the other port leads nowhere there, or to another container.
 - Loopback and unspecified addresses, which others cannot reach, are used only where the operator says so.
 """
 
@@ -28,7 +30,7 @@ from registrar.containers import Binding, Container, Port
 from registrar.metadata import EXTENSION_PREFIX, Problem
 from registrar.rules import Rules
 
-__all__ = ["Place", "address_problem", "find_places", "label_problem"]
+__all__ = ["GivenAddress", "Place", "address_problem", "find_places", "label_problem"]
 
 NETWORK_LABEL: Final = f"{EXTENSION_PREFIX}network"
 INGRESS: Final = "ingress"
@@ -47,33 +49,55 @@ class Place:
     tagged: Mapping[str, Address] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def find_places(container: Container, port: Port, rules: Rules) -> Sequence[Place] | str:
+@dataclass(frozen=True, slots=True)
+class GivenAddress:
+    """An address that counts in place of a binding's or the container's."""
+
+    address: str
+    rule: str
+    """Who gives it."""
+
+
+def find_places(
+    container: Container,
+    port: Port,
+    rules: Rules,
+    *,
+    node_address: str = "",
+    service_ip: GivenAddress | None = None,
+) -> Sequence[Place] | str:
     """Return where others reach *port*, the best place first, or why they cannot.
 
     It is one place, unless every binding is asked for.
+
+    Args:
+        node_address: what the agent advertises; empty when it does not tell.
+        service_ip: what the container says of itself, if it may; the strongest address.
     """
     mode = container.network_mode
     if mode == "none":
         return "the container has no network"
     if container.shared_network:
         return f"the container whose network this one uses, {mode}, cannot be found"
-    label_address, _ = _label_address(container, rules)
+    given = service_ip or _label_address(container, rules)[0]
+    if given is None and rules.ip and not rules.internal:
+        given = GivenAddress(rules.ip, "-ip")
     if mode == "host":
         found: list[Place] | Place | str = Place(
             "", port.number, "host network: the node's address and the port inside"
         )
     elif rules.internal:
-        found = _inside(container, port, rules, label_address)
+        found = _inside(container, port, rules, given)
     else:
-        found = _published(container, port, rules)
+        found = _published(container, port, rules, given.address if given else node_address)
     if isinstance(found, str):
         return found
     places = found if isinstance(found, list) else [found]
-    if label_address:
-        rule = f"label {rules.use_ip_from_label} (-useIpFromLabel)"
-        places = [Place(label_address, place.port, rule) for place in places]
-    elif rules.ip and not rules.internal:
-        places = [Place(rules.ip, place.port, f"-ip, with the port of: {place.rule}") for place in places]
+    if given:
+        places = [
+            Place(given.address, place.port, f"{given.rule}, with the port of: {place.rule}")
+            for place in places
+        ]
     distinct: dict[tuple[str, int], Place] = {}
     for place in places:
         distinct.setdefault((place.address, place.port), place)
@@ -85,7 +109,7 @@ def label_problem(container: Container, rules: Rules) -> Problem | None:
     return _label_address(container, rules)[1]
 
 
-def _inside(container: Container, port: Port, rules: Rules, label_address: str) -> Place | str:
+def _inside(container: Container, port: Port, rules: Rules, given: GivenAddress | None) -> Place | str:
     """The container's own address: that of the chosen network, else of its first, else of any."""
     networks = {network.name: network for network in container.networks}
     own = "bridge" if container.network_mode in ("default", "") else container.network_mode
@@ -97,24 +121,25 @@ def _inside(container: Container, port: Port, rules: Rules, label_address: str) 
             why = why or (" (--network)" if name == rules.network else "")
             rule = f"-internal: the container's address in network {name}{why}"
             return Place(network.ipv4 or network.ipv6, port.number, rule)
-    if label_address:
-        return Place(label_address, port.number, "-internal")
+    if given:
+        return Place("", port.number, "-internal")
     return f"the container has no address in any network{' but ' + INGRESS if INGRESS in networks else ''}"
 
 
-def _published(container: Container, port: Port, rules: Rules) -> list[Place] | Place | str:
+def _published(container: Container, port: Port, rules: Rules, reached_at: str) -> list[Place] | Place | str:
+    """The binding that serves whoever is given the address *reached_at*; empty: an IPv4 address."""
     if not port.number:
         return Place("", 0, "a service without a port, at the node's address")
     if not port.bindings:
         if any(network.name == INGRESS for network in container.networks):
             return "Swarm's routing mesh publishes the port, and not this task (publish it with mode=host)"
         return "the port is not published (-internal registers such ports)"
-    usable = _usable(port.bindings, rules)
+    usable = _usable(port.bindings, rules, ipv6=":" in reached_at)
     if not usable:
         hosts = ", ".join(sorted({binding.host_ip for binding in port.bindings}))
         return f"the port is published on {hosts} only, out of reach for others (--allow-loopback)"
     if rules.every_binding:
-        return [Place(one.host_ip, one.host_port, f"published as {_endpoint(one)}") for one in usable]
+        return [Place(_address(one), one.host_port, f"published as {_endpoint(one)}") for one in usable]
     first = usable[0]
     rule = f"published as {_endpoint(first)}"
     if others := sorted({binding.host_port for binding in usable} - {first.host_port}):
@@ -122,44 +147,48 @@ def _published(container: Container, port: Port, rules: Rules) -> list[Place] | 
     # Both families under one port: clients of either find theirs in the tagged addresses.
     families: dict[str, Address] = {}
     for binding in usable:
-        if binding.host_ip and binding.host_port == first.host_port:
+        if not binding.everywhere and binding.host_port == first.host_port:
             family = "lan_ipv6" if ":" in binding.host_ip else "lan_ipv4"
             families.setdefault(family, Address(binding.host_ip, binding.host_port))
-    tagged = families if first.host_ip and len(families) > 1 else {}
-    return Place(first.host_ip, first.host_port, rule, MappingProxyType(tagged))
+    tagged = families if not first.everywhere and len(families) > 1 else {}
+    return Place(_address(first), first.host_port, rule, MappingProxyType(tagged))
 
 
-def _usable(bindings: Sequence[Binding], rules: Rules) -> list[Binding]:
+def _usable(bindings: Sequence[Binding], rules: Rules, *, ipv6: bool) -> list[Binding]:
     """Return the bindings that others can reach, the one to register first.
 
-    Best is every address of the host, then a given one; IPv4 before IPv6; the lowest port.
+    Best is every address of the host, then a given one; IPv4 before IPv6; the lowest port. Where every
+    address of either family is bound, the family that is not *ipv6*'s is left out.
     """
 
     def preference(binding: Binding) -> tuple[bool, bool, bool, int, str]:
         host_ip = binding.host_ip
-        return _is_loopback(host_ip), bool(host_ip), ":" in host_ip, binding.host_port, host_ip
+        return _is_loopback(host_ip), not binding.everywhere, ":" in host_ip, binding.host_port, host_ip
 
+    reached = [b for b in bindings if b.everywhere and (not b.host_ip or (":" in b.host_ip) is ipv6)]
+    left_out = {b for b in bindings if b.everywhere}.difference(reached) if reached else set()
     return sorted(
-        (b for b in bindings if rules.allow_loopback or not _is_loopback(b.host_ip)), key=preference
+        (b for b in bindings if b not in left_out and (rules.allow_loopback or not _is_loopback(b.host_ip))),
+        key=preference,
     )
 
 
-def _label_address(container: Container, rules: Rules) -> tuple[str, Problem | None]:
+def _label_address(container: Container, rules: Rules) -> tuple[GivenAddress | None, Problem | None]:
     """Return the address in the label of ``-useIpFromLabel``, without a prefix length.
 
-    Without one it is ``""``, and what is wrong.
+    Without one it is None, and what is wrong.
     """
     label = rules.use_ip_from_label
     if not label:
-        return "", None
+        return None, None
     raw = container.labels.get(label, "")
     if not raw:
         message = "there is no address in it, so -useIpFromLabel changes nothing here"
-        return "", Problem(container.name, f"label {label}", raw, message) if container.ports else None
+        return None, Problem(container.name, f"label {label}", raw, message) if container.ports else None
     text = raw.rpartition("/")[0] or raw
     if problem := address_problem(text, rules):
-        return "", Problem(container.name, f"label {label}", raw, problem)
-    return text, None
+        return None, Problem(container.name, f"label {label}", raw, problem)
+    return GivenAddress(text, f"label {label} (-useIpFromLabel)"), None
 
 
 def address_problem(text: str, rules: Rules) -> str:
@@ -177,6 +206,11 @@ def _is_loopback(host_ip: str) -> bool:
     return bool(host_ip) and ipaddress.ip_address(host_ip).is_loopback
 
 
+def _address(binding: Binding) -> str:
+    """The address to register: empty, so the node's, for every address of the host."""
+    return "" if binding.everywhere else binding.host_ip
+
+
 def _endpoint(binding: Binding) -> str:
-    host = binding.host_ip or "*"
+    host = _address(binding) or "*"
     return f"[{host}]:{binding.host_port}" if ":" in host else f"{host}:{binding.host_port}"

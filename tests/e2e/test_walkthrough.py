@@ -37,6 +37,27 @@ def test_a_port_that_docker_chose_is_the_one_in_the_catalogue(
     assert catalogue(host3)["registrator:service3:5000"] == chosen
 
 
+def test_337_where_docker_chose_another_port_for_ipv6_the_one_that_serves_is_in_the_catalogue(
+    host1: Host, host3: Host, services: frozenset[Endpoint]
+) -> None:
+    def bound(name: str) -> list[str]:
+        return [line.rpartition(":")[2] for line in host1.docker("port", name, str(PORT)).splitlines()]
+
+    # Docker counts the ports of each family for itself; one that is published over IPv6 alone parts them.
+    only_ipv6 = ["--publish", f"[::]::{PORT}", "--env", "SERVICE_IGNORE=1", SERVICE]
+    for number in range(2):
+        host1.docker("run", "--detach", "--name", f"ipv6-{number}", *only_ipv6)
+        chosen = start_service(host1, "service3", "--publish-all")
+        if len(set(bound("service3"))) == 2:
+            break
+        host1.docker("rm", "--force", "service3")
+    assert len(set(bound("service3"))) == 2
+
+    assert_seen(host3, services | {chosen}, within=1)
+    said = host3.on("curl", "-sS", "--noproxy", "*", f"http://{chosen.address}:{chosen.port}/")
+    assert said == hello(host1, "service3")
+
+
 def test_curl_reaches_each_instance_from_the_third_host(
     host1: Host, host2: Host, host3: Host, services: frozenset[Endpoint]
 ) -> None:

@@ -27,7 +27,7 @@ def test_what_docker_tells_is_read() -> None:
     assert web.image == "registry:5000/team/web:1.2"
     assert web.env == {"SERVICE_NAME": "a=b", "EMPTY": ""}
     assert web.labels == {"SERVICE_TAGS": "x"}
-    assert web.ports == (Port(80, "tcp", (Binding("", 8080),)), Port(443, "tcp"))
+    assert web.ports == (Port(80, "tcp", (Binding("0.0.0.0", 8080),)), Port(443, "tcp"))
     assert web.networks == (Network("backend", "", "fd00::2"), Network("front", "10.1.0.2"))
     assert web.stop_signal == signal.SIGQUIT
     assert web.stop_timeout == 30
@@ -64,7 +64,11 @@ def test_bindings_come_in_an_order_of_their_own() -> None:
     one = container(publish={"80/tcp": bindings})
     other = container(publish={"80/tcp": bindings[::-1]})
     assert one.ports == other.ports
-    assert one.ports[0].bindings == (Binding("", 8081), Binding("10.0.0.1", 8080))
+    assert one.ports[0].bindings == (
+        Binding("0.0.0.0", 8081),
+        Binding("10.0.0.1", 8080),
+        Binding("::", 8081),
+    )
 
 
 def test_tcp_comes_before_udp_of_the_same_port() -> None:
@@ -121,7 +125,7 @@ def test_a_container_in_anothers_network_has_its_addresses_and_bindings() -> Non
     assert joined.network_of == pod.id
     assert not joined.shared_network
     # Port 90 is the other container's own service; port 70 nobody has published.
-    assert joined.ports == (Port(70, "tcp"), Port(80, "tcp", (Binding("", 8080),)))
+    assert joined.ports == (Port(70, "tcp"), Port(80, "tcp", (Binding("0.0.0.0", 8080),)))
 
 
 def raw_row(**changes: Any) -> dict[str, Any]:

@@ -261,6 +261,8 @@ def test_a_container_without_ports_has_nothing_to_register() -> None:
         ([("10.0.0.5", 1), ("0.0.0.0", 2)], "", 2),
         ([("0.0.0.0", 9), ("0.0.0.0", 8)], "", 8),
         ([("127.0.0.1", 1), ("10.0.0.5", 2)], "10.0.0.5", 2),
+        ([("::", 1), ("0.0.0.0", 2)], "", 2),
+        ([("::", 1), ("10.0.0.5", 2)], "", 1),
     ],
 )
 def test_337_291_409_477_address_and_port_are_of_one_binding(
@@ -268,6 +270,30 @@ def test_337_291_409_477_address_and_port_are_of_one_binding(
 ) -> None:
     registration = registered(publish={"80/tcp": bindings})
     assert (registration.address, registration.port) == (address, port)
+
+
+APART = {"80/tcp": [("0.0.0.0", 32769), ("::", 32768)]}
+"""Port 80 as ``docker run -P`` publishes it where Docker's counts of the two families have drifted apart."""
+
+
+@pytest.mark.parametrize(
+    ("node", "rules", "options", "address", "port"),
+    [
+        ("172.28.128.3", Rules(), {}, "", 32769),
+        ("", Rules(), {}, "", 32769),
+        ("fd00::3", Rules(), {}, "", 32768),
+        ("172.28.128.3", Rules(every_binding=True), {}, "", 32769),
+        ("172.28.128.3", Rules(ip="fd00::3"), {}, "fd00::3", 32768),
+        ("fd00::3", Rules(ip="172.28.128.3"), {}, "172.28.128.3", 32769),
+        ("172.28.128.3", Rules(use_ip_from_label="ip"), {"labels": {"ip": "fd00::3/64"}}, "fd00::3", 32768),
+        ("172.28.128.3", Rules(allow_service_ip=True), {"env": {"SERVICE_IP": "fd00::3"}}, "fd00::3", 32768),
+    ],
+)
+def test_337_291_409_477_the_port_is_that_of_the_addresss_family(
+    node: str, rules: Rules, options: dict[str, Any], address: str, port: int
+) -> None:
+    desired = desire(container(publish=APART, **options), rules, replace(HOST, node_address=node))
+    assert [(one.address, one.port) for one in desired.registrations] == [(address, port)]
 
 
 def test_691_256_598_229_321_both_families_of_one_port_become_tagged_addresses() -> None:

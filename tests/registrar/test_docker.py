@@ -30,6 +30,9 @@ from tests.tools import Authority, ConsulAgent, wait_until
 
 pytestmark = pytest.mark.docker
 
+EVERYWHERE = (Binding("0.0.0.0", 8080), Binding("::", 8080))
+"""What one ``-p 8080:...`` binds."""
+
 
 @pytest.fixture
 def engine(dockerd: Dockerd) -> Iterator[Docker]:
@@ -90,7 +93,7 @@ def test_a_container_is_read_as_it_was_made(engine: Docker, dockerd: Dockerd) ->
     assert found.labels["SERVICE_TAGS"] == "a,b"
     assert found.ports == (
         Port(53, "udp", (Binding("127.0.0.1", 5353),)),
-        Port(80, "tcp", (Binding("", 8080),)),
+        Port(80, "tcp", EVERYWHERE),
         Port(5000, "tcp"),
     )
     assert [network.name for network in found.networks] == ["bridge"]
@@ -110,7 +113,7 @@ def test_a_shared_network_is_followed(engine: Docker, dockerd: Dockerd) -> None:
         found = engine.inspect(name)
         assert found is not None
         assert found.network_of == pod.id
-        assert found.ports == (Port(5000, "tcp", (Binding("", 8080),)),)
+        assert found.ports == (Port(5000, "tcp", EVERYWHERE),)
 
 
 def test_nobody_at_the_socket_is_said_so(tmp_path: Any) -> None:
