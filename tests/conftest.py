@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -13,6 +14,10 @@ from tests.tools import ConsulAgent, consul_bin, missing
 # Without these a client with nothing but the environment's settings asks the machine's name servers, and
 # answers from what another test wrote down. A test that is about them says so itself.
 os.environ.update(DISCOVERY_DNS="off", DISCOVERY_CACHE="off", DISCOVERY_SHARE="off")
+
+# A shell starts what it leaves in the background with SIGINT ignored, and everything started from here would
+# inherit that: the tests that end a program by it would wait for it in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
