@@ -24,6 +24,7 @@ Laws:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -203,10 +204,7 @@ class Engine:
         follower = self._follow(query, subscription)
         follower.greet(subscription)
 
-        def unsubscribe() -> None:
-            self._unsubscribe(follower, subscription)
-
-        return unsubscribe
+        return functools.partial(self._unsubscribe, follower, subscription)
 
     def close(self) -> None:
         """Stop every follower and join its thread; idempotent."""
@@ -461,31 +459,36 @@ class _Subscription:
 
 
 class _Flag:
-    """A ``threading.Event`` on a condition that others use, too: an eighth of the memory.
+    """A ``threading.Event`` for one thread that waits, made when it first does.
 
-    Each of thousands of questions has two.
+    Each of thousands of questions has two, and only those with a thread of their own ever wait.
     """
 
-    __slots__ = ("_condition", "_is_set")
+    __slots__ = ("_event", "_is_set")
 
-    def __init__(self, condition: threading.Condition) -> None:
-        self._condition = condition
+    def __init__(self) -> None:
         self._is_set = False
+        self._event: threading.Event | None = None
 
     def is_set(self) -> bool:
         return self._is_set
 
     def set(self) -> None:
-        with self._condition:
-            self._is_set = True
-            self._condition.notify_all()
+        # In this order: who begins to wait makes the event before it looks at the flag.
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
 
     def clear(self) -> None:
         self._is_set = False
+        if self._event is not None:
+            self._event.clear()
 
     def wait(self, timeout: float) -> None:
-        with self._condition:
-            self._condition.wait_for(self.is_set, timeout)
+        if self._event is None:
+            self._event = threading.Event()
+        if not self._is_set:
+            self._event.wait(timeout)
 
 
 class _Follower:
@@ -507,15 +510,16 @@ class _Follower:
         self._attempts = 0  # reads that ended, well or not
         self._reading = False  # whoever asks now will have what comes of it
         self._inherited = False  # what is known comes from before a fork, and nobody asked since
-        self._answered = threading.Condition()
-        self.kicked: _Flag = _Flag(self._answered)
-        self._waking: list[Callable[[], None]] = []  # of those who wait and cannot block
-        self._stopping = _Flag(self._answered)
+        # A condition would be simpler to wait on, and is ten times as large.
+        self._lock = threading.RLock()
+        self._waking: list[Callable[[], None]] = []  # of those who wait
+        self.kicked: _Flag = _Flag()
+        self._stopping = _Flag()
 
     # --- who wants it
 
     def greet(self, subscription: _Subscription) -> None:
-        with self._answered:
+        with self._lock:
             known, version = self.known, self._version
         if version:
             subscription.tell(known, version)
@@ -533,22 +537,21 @@ class _Follower:
                 self._wanted_at = now
         return self.read_lately(now, idle) or now - self._wanted_at < idle
 
-    def ask(self, wake: Callable[[], None] | None = None) -> int:
+    def ask(self, wake: Callable[[], None]) -> int:
         """Have the query asked at once where nothing is known; returns the ticket for what comes of it.
 
         *wake* is called in a background thread when it is worth to look whether that is ``answered``.
         """
-        with self._answered:
+        with self._lock:
             if self.known.value is None and not self._reading:
                 self.kicked.set()
                 self.engine.hurry(self)
-            if wake is not None:
-                self._waking.append(wake)
+            self._waking.append(wake)
             return self._attempts
 
     def leave(self, wake: Callable[[], None]) -> None:
         """Call *wake* no more."""
-        with self._answered:
+        with self._lock:
             if wake in self._waking:
                 self._waking.remove(wake)
 
@@ -557,7 +560,7 @@ class _Follower:
 
     def outcome(self, ticket: int, waited: float) -> Known:
         """Return what is known, or raise why nothing is after *waited* seconds."""
-        with self._answered:
+        with self._lock:
             known, failed = self.known, self._attempts != ticket
         if known.value is not None:
             return known
@@ -573,9 +576,15 @@ class _Follower:
         raise RegistryTimeout(f"{where} {problem}", attempts=attempts or [Attempt(where, waited, problem)])
 
     def first(self, timeout: float) -> Known:
-        ticket = self.ask()
-        with self._answered:
-            self._answered.wait_for(lambda: self.answered(ticket), min(timeout, threading.TIMEOUT_MAX))
+        woken = threading.Event()
+        ticket = self.ask(woken.set)
+        deadline = time.monotonic() + timeout
+        try:
+            while not self.answered(ticket) and (left := deadline - time.monotonic()) > 0:
+                woken.wait(min(left, threading.TIMEOUT_MAX))
+                woken.clear()
+        finally:
+            self.leave(woken.set)
         return self.outcome(ticket, timeout)
 
     # --- keeping it fresh
@@ -596,9 +605,8 @@ class _Follower:
         self.kicked.set()
         if self._reader is not None:
             self._reader.interrupt()
-        with self._answered:
+        with self._lock:
             self._attempts += 1  # nobody will answer those who wait
-            self._answered.notify_all()
             waking = tuple(self._waking)
         for wake in waking:
             wake()
@@ -611,11 +619,11 @@ class _Follower:
         if self._inherited:
             self.known = replace(self.known, stale=True)
         self.subscriptions = []
-        self._answered = threading.Condition()
+        self._lock = threading.RLock()
         self._waking = []
         self._reading = False
-        self._stopping = _Flag(self._answered)
-        self.kicked = _Flag(self._answered)
+        self._stopping = _Flag()
+        self.kicked = _Flag()
 
     @property
     def gated(self) -> bool:
@@ -665,7 +673,7 @@ class _Follower:
     def read_once(self, reader: Reader, *, blocking: bool) -> bool:
         """Read once, publish what came of it, and say whether it went well."""
         engine, known = self.engine, self.known
-        with self._answered:
+        with self._lock:
             self.kicked.clear()
             self._reading = True
         # A stale answer is asked for anew without an index: a blocking read would wait for a change
@@ -729,7 +737,7 @@ class _Follower:
             gate.leave()  # a wrong setting, or a fault of ours
 
     def _publish(self, known: Known, *, attempt: bool = False) -> None:
-        with self._answered:
+        with self._lock:
             before, self.known = self.known, known
             self._version += 1
             version, subscriptions, waking = self._version, tuple(self.subscriptions), tuple(self._waking)
@@ -737,7 +745,6 @@ class _Follower:
                 self._reading = False
                 self._attempts += 1
                 self._inherited = False
-                self._answered.notify_all()
         changed = known.value is not before.value or known.stale != before.stale
         changed = changed or type(known.error) is not type(before.error)
         moved = known.index != before.index

@@ -21,7 +21,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from resolver import wire
@@ -155,18 +155,18 @@ class Prepared:
     rcode: int
     type: int
     """As it is counted; see ``wire.counted_type``."""
-    uses: frozenset[Hashable] = frozenset()
+    uses: tuple[Hashable, ...] = ()
     lasting: bool = False
     stale: bool = False
     spliced: int = 0
     """How often it was given outside the hot table."""
-    runs: dict[bytes, _Run] = field(default_factory=dict)
-    """Its keys of the hot table, the oldest first, and where each is."""
+    runs: tuple[_Run, ...] = ()
+    """Where each of its keys of the hot table is, the oldest first."""
 
     @property
     def served(self) -> int:
         """How often this answer was given; costs nothing while it is given."""
-        return self.spliced + sum(run.served for run in self.runs.values())
+        return self.spliced + sum(run.served for run in self.runs)
 
     def next(self, question: bytes) -> bytes:
         """Return the next reply for a request that spells its question as *question*."""
@@ -185,9 +185,10 @@ class _Run:
     that can be asked how far it is: that counts queries without a counter on the hot path.
     """
 
-    __slots__ = ("_finished", "_iterator", "_replies")
+    __slots__ = ("_finished", "_iterator", "_replies", "key")
 
-    def __init__(self, replies: list[bytes]) -> None:
+    def __init__(self, key: bytes, replies: list[bytes]) -> None:
+        self.key = key
         self._replies = replies
         self._finished = 0
         self._iterator: Iterator[bytes] = iter(())
@@ -240,7 +241,7 @@ class Table:
         self.hot: dict[bytes, Callable[[], bytes]] = {}
         self._prepared: dict[tuple[bytes, Limits], Prepared] = {}
         self._by_use: dict[Hashable, set[tuple[bytes, Limits]]] = {}
-        self._by_key: dict[bytes, Prepared] = {}
+        self._runs: dict[bytes, _Run] = {}  # of the keys that are hot
         self._bounds = {True: lasting, False: passing}
         self._ages: dict[bool, dict[tuple[bytes, Limits], None]] = {True: {}, False: {}}
         self._retired: Counter[tuple[int, int, bool]] = Counter()  # answers given by entries that are gone
@@ -270,16 +271,17 @@ class Table:
             return
         if len(prepared.runs) >= _KEYS_PER_ANSWER:
             # The oldest goes: a place taken for good by made-up spellings would be one that clients lack.
-            oldest = next(iter(prepared.runs))
-            del self.hot[oldest], self._by_key[oldest]
-            prepared.spliced += prepared.runs.pop(oldest).served
-        run = prepared.runs[key] = _Run(prepared.replies)
-        self._by_key[key] = prepared
+            oldest, *others = prepared.runs
+            del self.hot[oldest.key], self._runs[oldest.key]
+            prepared.spliced += oldest.served
+            prepared.runs = tuple(others)
+        run = self._runs[key] = _Run(key, prepared.replies)
+        prepared.runs = (*prepared.runs, run)
         self.hot[key] = run.wind_up()
 
     def wind_up(self, key: bytes) -> bytes:
         """Return the next reply of a hot entry that came to its end."""
-        ready = self.hot[key] = self._by_key[key].runs[key].wind_up()
+        ready = self.hot[key] = self._runs[key].wind_up()
         return ready()
 
     def drop(self, use: Hashable) -> None:
@@ -304,8 +306,8 @@ class Table:
             return
         del self._ages[prepared.lasting][variant]
         self._retired[prepared.type, prepared.rcode, prepared.stale] += prepared.served
-        for key in prepared.runs:
-            del self.hot[key], self._by_key[key]
+        for run in prepared.runs:
+            del self.hot[run.key], self._runs[run.key]
         for use in prepared.uses:
             variants = self._by_use.get(use)
             if variants is not None:

@@ -14,6 +14,7 @@ Laws:
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ _MAX_TCP_SIZE: Final = 65_535  # octets (RFC 1035 section 4.2.2)
 _STALE_ANSWER: Final = 3
 _NO_REACHABLE_AUTHORITY: Final = 22
 _NETWORK_ERROR: Final = 23
+
+_shared_limits: Final = functools.lru_cache(maxsize=256)(Limits)
+"""Clients differ in little, and each prepared answer keeps what it was limited by."""
 
 _RELAYED: Final = "relayed"
 """What prepared replies of upstreams are made from: the second in which their TTLs are right."""
@@ -258,7 +262,7 @@ class Engine:
             size, answers = wire.MIN_UDP_SIZE, min(_MAX_UDP_ANSWERS, settings.udp_answer_limit)
         else:
             size, answers = min(edns.size, settings.max_udp_size), 0
-        return Limits(
+        return _shared_limits(
             size=size,
             answers=answers,
             edns=edns is not None,
@@ -286,8 +290,7 @@ class Engine:
         reply = kept.to_wire(query, limits, now)
         question = fold_question(query.question)
         if query.plain and query.question == question:
-            uses = frozenset({_RELAYED})
-            prepared = Prepared([reply[2:]], kept.frame.rcode, counted_type(query.type), uses)
+            prepared = Prepared([reply[2:]], kept.frame.rcode, counted_type(query.type), (_RELAYED,))
             prepared.spliced = 1  # this one
             self.tables[transport].put(question, limits, prepared)
             self.tables[transport].promote(packet[2:], prepared)

@@ -53,7 +53,7 @@ class Found:
     """At most this many choices; 0: as many as fit."""
     ordered: bool = False
     """The best choice comes first: they are given in this order, not in turn."""
-    uses: frozenset[Query] = frozenset()
+    uses: tuple[Query, ...] = ()
     """The facts behind it: when one changes, the answer is to be made anew."""
     stale: str = ""
     """Why some of them are stale; empty when all are fresh."""

@@ -93,7 +93,6 @@ class Unknown:
 
     why: str
     timed_out: bool
-    uses: frozenset[Query]
 
 
 Outcome = Found | Need | Unknown
@@ -627,11 +626,11 @@ class _Zone:
 
     def end(self, **fields: Any) -> Found:
         stale = "" if self.stale is None else self.stale.why or "the catalogue cannot be asked"
-        return Found(**fields, uses=frozenset(self.uses), stale=stale, left_out=tuple(self.left_out))
+        return Found(**fields, uses=tuple(self.uses), stale=stale, left_out=tuple(self.left_out))
 
     def unknown(self, fact: Fact) -> Unknown:
         why = fact.why or "the catalogue cannot be asked"
-        return Unknown(why, fact.timed_out, frozenset(self.uses))
+        return Unknown(why, fact.timed_out)
 
     def soa(self) -> Record:
         server = Name((b"ns", *self.domain))

@@ -164,7 +164,7 @@ def test_thousands_of_instances_are_not_prepared_thousands_of_times() -> None:
 
 
 def prepared_reply(text: bytes = b"reply", *, lasting: bool = True, uses: Iterable[str] = ()) -> Prepared:
-    return Prepared([text + b"-1", text + b"-2"], 0, wire.A, frozenset(uses), lasting)
+    return Prepared([text + b"-1", text + b"-2"], 0, wire.A, tuple(uses), lasting)
 
 
 def test_a_hot_entry_gives_the_replies_in_turn_for_ever_and_counts_them() -> None:

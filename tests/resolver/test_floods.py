@@ -69,7 +69,7 @@ def sizes(made: Engine) -> dict[str, int]:
         found[f"{transport} passing"] = len(table._ages[False])
         found[f"{transport} lasting"] = len(table._ages[True])
         found[f"{transport} hot"] = len(table.hot)
-        found[f"{transport} keys"] = len(table._by_key)
+        found[f"{transport} keys"] = len(table._runs)
         found[f"{transport} uses"] = sum(map(len, table._by_use.values()))
     return found
 

@@ -567,7 +567,7 @@ def test_a_name_is_asked_for_only_when_the_list_of_names_has_it() -> None:
     assert resolve(query("v1.WEB.service.consul"), listed, SETTINGS, SERIAL) == Need(asked)
     found = resolve(query("nope.service.consul"), listed, SETTINGS, SERIAL)
     assert isinstance(found, Found)
-    assert (found.rcode, found.uses) == (wire.NXDOMAIN, {NamesQuery()})
+    assert (found.rcode, found.uses) == (wire.NXDOMAIN, (NamesQuery(),))
     assert resolve(query("host-1.node.consul"), {}, SETTINGS, SERIAL) == Need(NodesQuery())
     assert resolve(query("web.service.dc9.consul"), WEB, SETTINGS, SERIAL) == Need(NamesQuery("dc9"))
 

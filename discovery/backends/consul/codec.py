@@ -6,7 +6,7 @@ Laws:
 - A status that Consul may add one day counts as critical: sending traffic to an instance whose state we
   cannot read is the worse mistake.
 - Equal strings, maps and checks of one reply are one object: ten thousand instances share their few nodes,
-  tags, metas and addresses instead of repeating them.
+  tags, metas and addresses instead of repeating them. Ten thousand replies share the nodes.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ __all__ = [
 ]
 
 _EMPTY: Final[Mapping[str, Any]] = FrozenDict()
+_MAX_NODES: Final = 10_000
+"""Nodes that replies share: of a cluster larger than most. With more, some are kept several times."""
 _STATUSES: Final[Mapping[str, Status]] = {"passing": "passing", "warning": "warning", "critical": "critical"}
 
 
@@ -214,7 +216,7 @@ class _Share:
         name = raw["Node"]
         found = self._nodes.get(name)
         if found is None:
-            found = self._nodes[name] = Node(
+            found = Node(
                 name=NodeName(intern(name)),
                 address=self.text(raw["Address"]),
                 dc=intern(raw.get("Datacenter") or ""),
@@ -222,6 +224,7 @@ class _Share:
                 tagged_addresses=self.map(raw.get("TaggedAddresses")),
                 meta=self.map(raw.get("Meta")),
             )
+            found = self._nodes[name] = _shared_node(found)
         return found
 
     def text(self, raw: str | None) -> str:
@@ -252,6 +255,20 @@ class _Share:
         if found is None:
             found = self._checks[key] = _health_check(raw, self)
         return found
+
+
+_nodes: dict[NodeName, Node] = {}
+"""Each as the last reply told it that told something new of it."""
+
+
+def _shared_node(node: Node) -> Node:
+    """Return *node*, as the object that earlier replies have of it."""
+    known = _nodes.get(node.name)
+    if known == node:
+        return known
+    if known is not None or len(_nodes) < _MAX_NODES:
+        _nodes[node.name] = node
+    return node
 
 
 def _entries(raw_rows: Any, share: _Share) -> tuple[ServiceEntry, ...]:

@@ -383,6 +383,19 @@ def test_equal_parts_of_one_reply_are_one_object():
     assert checked.checks[1].service_id is checked.id
 
 
+def test_replies_share_a_node_until_it_changes():
+    def told(**changes: Any) -> Node:
+        raw = json.loads(json.dumps({**RAW_ROW, "Node": {**RAW_NODE, **changes}}))
+        (entry,) = query_value(WEB, [raw])
+        return entry.node
+
+    first = told()
+    assert told() is first
+    moved = told(Address="10.9.9.9")
+    assert (moved.address, first.address) == ("10.9.9.9", RAW_NODE["Address"])
+    assert told(Address="10.9.9.9") is moved
+
+
 def test_tagged_addresses_that_repeat_the_address_are_not_kept():
     own, other = {"Address": "10.0.0.1", "Port": 32768}, {"Address": "192.0.2.1", "Port": 32768}
     here, elsewhere = Address("10.0.0.1", 32768), Address("192.0.2.1", 32768)
