@@ -10,9 +10,9 @@ Laws:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -310,23 +310,32 @@ def forward_from_text(text: str, *, origin: str) -> tuple[Name, tuple[Upstream, 
     return name, tuple(upstream_from_text(one, origin=origin) for one in listed.split(","))
 
 
-def without(upstreams: Iterable[Upstream], own: Sequence[Endpoint]) -> tuple[Upstream, ...]:
+def without(
+    upstreams: Iterable[Upstream],
+    own: Sequence[Endpoint],
+    addresses: Callable[[], Collection[IPv4Address | IPv6Address]],
+) -> tuple[Upstream, ...]:
     """Leave out what would ask ourselves: a question that comes back for ever (the loop guard).
 
     Args:
-        own: what we listen on; a wildcard address stands for every loopback address.
+        own: what we listen on.
+        addresses: of this host; a wildcard among *own* stands for all of them, and every loopback address.
     """
 
     def is_own(upstream: Upstream) -> bool:
         address = ip_address(upstream.host.partition("%")[0])
-        return any(
-            upstream.port == one.port
-            and (
-                address == ip_address(one.host)
-                or (ip_address(one.host).is_unspecified and address.is_loopback)
-            )
-            for one in own
-        )
+        address = getattr(address, "ipv4_mapped", None) or address
+        if address.is_unspecified:  # as a destination it is this host
+            address = ip_address("127.0.0.1" if address.version == 4 else "::1")
+        for one in own:
+            listens = ip_address(one.host)
+            if upstream.port != one.port or listens.version != address.version:
+                continue
+            if address == listens:
+                return True
+            if listens.is_unspecified and (address.is_loopback or address in addresses()):
+                return True
+        return False
 
     return tuple(one for one in upstreams if not is_own(one))
 
@@ -335,8 +344,15 @@ class SystemUpstreams:
     """The nameservers of resolv.conf, read again when the file changes: a laptop's network does, and its
     upstreams with it."""
 
-    def __init__(self, own: Sequence[Endpoint], path: Path = RESOLV_CONF) -> None:
+    def __init__(
+        self,
+        own: Sequence[Endpoint],
+        addresses: Callable[[], Collection[IPv4Address | IPv6Address]],
+        path: Path = RESOLV_CONF,
+    ) -> None:
+        """Read nothing yet; *own* and *addresses* are as for ``without``."""
         self._own = own
+        self._addresses = addresses
         self._path = path
         self._seen: tuple[int, int] | None = None
         self._looked_at = float("-inf")
@@ -351,7 +367,7 @@ class SystemUpstreams:
                 if self._seen != (stat.st_mtime_ns, stat.st_ino):
                     self._seen = (stat.st_mtime_ns, stat.st_ino)
                     text = self._path.read_text(encoding="utf-8", errors="replace")
-                    self._upstreams = without(nameservers(text), self._own)
+                    self._upstreams = without(nameservers(text), self._own, self._addresses)
             except OSError:
                 pass  # gone for the moment it takes to be replaced; what it said before still stands
         return self._upstreams

@@ -13,6 +13,7 @@ import pwd
 import resource
 import socket
 import struct
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
@@ -21,12 +22,14 @@ from typing import Final
 from discovery.errors import ConfigurationError
 from resolver.policy import LOOPBACK, Network
 
-__all__ = ["Inhabitants", "become", "networks_of", "raise_descriptor_limit"]
+__all__ = ["Inhabitants", "addresses", "become", "networks_of", "raise_descriptor_limit"]
 
 log = logging.getLogger("resolver")
 
-_SIOCGIFADDR: Final = 0x8915
+_SIOCGIFCONF: Final = 0x8912
 _SIOCGIFNETMASK: Final = 0x891B
+_IFREQ: Final = "16sLLHBBB3x"
+"""struct ifreq, whose largest part is a struct ifmap."""
 _IF_INET6: Final = Path("/proc/net/if_inet6")
 _ROUTES: Final = (
     (Path("/proc/net/route"), 1, "0" * 8, 0),
@@ -35,7 +38,7 @@ _ROUTES: Final = (
 """Where the kernel tells its routes, the column of the destination, a default route's, and the column of the
 interface."""
 _BRIDGE: Final = "/sys/class/net/{}/bridge"
-_BRIDGES_KEPT: Final = 1.0  # s
+_LOOK_KEPT: Final = 1.0  # s
 _NOBODY: Final = "nobody"
 
 
@@ -71,17 +74,20 @@ class Inhabitants:
             clock: monotonic seconds.
         """
         self._clock = clock
+        self._own: frozenset[IPv4Address | IPv6Address] = frozenset()
         self._bridges: tuple[Network, ...] = ()
         self._looked_at = float("-inf")
 
     def has(self, address: IPv4Address | IPv6Address) -> bool:
         """Whether *address* is on this host."""
         now = self._clock()
-        if now - self._looked_at >= _BRIDGES_KEPT:
+        if now - self._looked_at >= _LOOK_KEPT:
             self._looked_at = now
-            self._bridges = tuple(_bridges())
-        bridged = any(address.version == network.version and address in network for network in self._bridges)
-        return bridged or _is_own(address)
+            # Not what can be bound: where ip_nonlocal_bind is set, as on hosts with keepalived, all can.
+            self._own, self._bridges = addresses(), tuple(_bridges())
+        if address in self._own:
+            return True
+        return any(address.version == network.version and address in network for network in self._bridges)
 
 
 def _bridges() -> Iterator[Network]:
@@ -104,30 +110,22 @@ def _outward() -> set[str]:
     return names
 
 
-def _is_own(address: IPv4Address | IPv6Address) -> bool:
-    """Whether this host has *address*, which is when it can be bound."""
-    if address.is_multicast or address.is_unspecified:
-        return False  # these can be bound, too
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.bind((str(address), 0))
-    except OSError:
-        return False
-    return True
+def addresses() -> frozenset[IPv4Address | IPv6Address]:
+    """Return every address of this host."""
+    return frozenset(interface.ip for _, interface in _interfaces())
 
 
 def _interfaces() -> Iterator[tuple[str, IPv4Interface | IPv6Interface]]:
-    """Every interface with its address and network; one with several IPv6 addresses several times."""
+    """Every interface with its address and network; one with several addresses several times."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
+        for request in _ipv4_requests(sock):
             try:
-                address = fcntl.ioctl(sock, _SIOCGIFADDR, request)[20:24]
+                # Of several addresses of an interface, the request says which one is meant.
                 mask = fcntl.ioctl(sock, _SIOCGIFNETMASK, request)[20:24]
             except OSError:
-                continue  # no IPv4 address, or not a system that has these calls
-            yield name, IPv4Interface(f"{socket.inet_ntoa(address)}/{socket.inet_ntoa(mask)}")
+                continue  # it has gone meanwhile
+            name = request[:16].partition(b"\0")[0].decode().partition(":")[0]  # without an alias' label
+            yield name, IPv4Interface(f"{socket.inet_ntoa(request[20:24])}/{socket.inet_ntoa(mask)}")
     try:
         lines = _IF_INET6.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -135,6 +133,20 @@ def _interfaces() -> Iterator[tuple[str, IPv4Interface | IPv6Interface]]:
     for line in lines:
         digits, _, prefix, *_, name = line.split()
         yield name, IPv6Interface((int(digits, 16), int(prefix, 16)))
+
+
+def _ipv4_requests(sock: socket.socket) -> Iterator[bytes]:
+    """A struct ifreq for each IPv4 address (netdevice(7)): the interface's name, and a struct sockaddr_in."""
+    size = struct.calcsize(_IFREQ)
+    try:
+        (needed, _) = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", 0, 0)))
+        room = array("B", bytes(needed + 16 * size))  # some may come between the two calls
+        asked = struct.pack("iP", len(room), room.buffer_info()[0])
+        (used, _) = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, asked))
+    except OSError:
+        return  # not a system that has this call
+    for start in range(0, used, size):
+        yield room[start : start + size].tobytes()
 
 
 def become(user: str | None) -> None:

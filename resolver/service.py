@@ -24,7 +24,7 @@ from typing import Any, Final
 from discovery.backends import Catalogue
 from discovery.config import Config
 from discovery.engine import Engine as DiscoveryEngine
-from resolver import wire
+from resolver import host, wire
 from resolver.answers import Table
 from resolver.config import Endpoint, Settings, SystemUpstreams, without
 from resolver.endpoints import Send, TcpConnection
@@ -84,7 +84,7 @@ class Service:
             self._discovery, self._engine, loop, idle=settings.idle, max_stale=settings.max_stale
         )
         self._forwarder = Forwarder(
-            Routes(_upstreams(settings, own), settings.forward),
+            _routes(settings, own),
             loop,
             attempt=settings.upstream_attempt,
             total=settings.upstream_total,
@@ -332,11 +332,18 @@ class Service:
         yield gauge("upstream_failures", "Failures in a row; 0: it answers.", failures, label="upstream")
 
 
-def _upstreams(settings: Settings, own: Sequence[Endpoint]) -> Callable[[], Sequence[Upstream]]:
-    if settings.upstreams is not None:
-        fixed = without(settings.upstreams, own)
-        for one in set(settings.upstreams) - set(fixed):
+def _routes(settings: Settings, own: Sequence[Endpoint]) -> Routes:
+    """Who is asked for which names; never ourselves."""
+
+    def others(upstreams: Sequence[Upstream]) -> tuple[Upstream, ...]:
+        kept = without(upstreams, own, host.addresses)
+        for one in set(upstreams) - set(kept):
             log.warning("upstream %s is this resolver itself; it is left out", one)
-        return lambda: fixed
-    system = SystemUpstreams(own)
-    return lambda: system.get(time.monotonic())
+        return kept
+
+    forward = {domain: others(upstreams) for domain, upstreams in settings.forward.items()}
+    if settings.upstreams is None:
+        system = SystemUpstreams(own, host.addresses)
+        return Routes(lambda: system.get(time.monotonic()), forward)
+    fixed = others(settings.upstreams)
+    return Routes(lambda: fixed, forward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -196,16 +197,28 @@ def test_nameservers_are_read_as_glibc_reads_them() -> None:
 
 def test_whoever_would_ask_itself_is_left_out() -> None:
     """A resolver in its own resolv.conf would forward each question to itself for ever."""
-    upstreams = nameservers(RESOLV_CONF)
-    assert Upstream("127.0.0.1") not in without(upstreams, [Endpoint("127.0.0.1", 53)])
-    assert Upstream("127.0.0.1") not in without(upstreams, [Endpoint("0.0.0.0", 53)])
-    assert Upstream("127.0.0.1") in without(upstreams, [Endpoint("127.0.0.1", 5353)])
-    assert Upstream("127.0.0.1") in without(upstreams, [Endpoint("172.17.0.1", 53)])
+    here = [ip_address("192.168.1.5"), ip_address("fd00::5")]
+
+    def left(upstream: str, *listen: str, port: int = 53) -> bool:
+        own = [Endpoint(one, port) for one in listen]
+        return without([Upstream(upstream)], own, lambda: here) == (Upstream(upstream),)
+
+    for upstream in ("127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"):
+        assert not left(upstream, "127.0.0.1")
+        assert not left(upstream, "0.0.0.0")
+        assert left(upstream, "127.0.0.1", port=5353)
+        assert left(upstream, "172.17.0.1")
+        assert left(upstream, "::"), "of the other family"
+    assert not left("192.168.1.5", "172.17.0.1", "0.0.0.0")
+    assert left("192.168.1.6", "172.17.0.1", "0.0.0.0")
+    for upstream in ("::1", "::", "fd00::5", "fd00::5%eth0"):
+        assert not left(upstream, "::")
+    assert left("fd00::6", "::")
 
 
 def test_resolv_conf_is_read_again_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
-    system = SystemUpstreams([Endpoint("127.0.0.1", 53)], path)
+    system = SystemUpstreams([Endpoint("127.0.0.1", 53)], list, path)
     assert system.get(0.0) == ()
     path.write_text("nameserver 192.0.2.1\n")
     assert system.get(1.0) == (), "not looked at for each question"

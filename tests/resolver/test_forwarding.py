@@ -42,10 +42,12 @@ def test_a_resolv_conf_that_names_this_resolver_makes_no_loop(
     path = tmp_path / "resolv.conf"
     path.write_text("nameserver 127.0.0.1\nnameserver ::1\nnameserver 192.0.2.1\n")
     own = [Endpoint("127.0.0.1"), Endpoint("::1")]
-    assert SystemUpstreams(own, path).get(0.0) == (Upstream("192.0.2.1"),)
+    assert SystemUpstreams(own, frozenset, path).get(0.0) == (Upstream("192.0.2.1"),)
     path.write_text("nameserver 127.0.0.1\n")
     monkeypatch.setattr(
-        service, "SystemUpstreams", lambda own: SystemUpstreams([Endpoint("127.0.0.1")], path)
+        service,
+        "SystemUpstreams",
+        lambda own, addresses: SystemUpstreams([Endpoint("127.0.0.1")], addresses, path),
     )
     resolver = start_resolver(agent.uri, Settings(upstreams=None))
     assert ask(resolver, "www.example.test").rcode() == dns.rcode.REFUSED, "there is nobody else"

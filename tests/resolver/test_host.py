@@ -30,6 +30,8 @@ NETWORKS = """
 mount -t sysfs sysfs /sys
 ip link set lo up
 ip link add lan type veth peer name far; ip addr add 192.168.1.5/24 dev lan; ip link set lan up
+ip addr add 192.168.1.7/24 dev lan; ip addr add 203.0.113.5/28 dev lan label lan:1
+echo 1 >/proc/sys/net/ipv4/ip_nonlocal_bind
 ip link add br0 type bridge; ip addr add 10.1.0.5/16 dev br0; ip link set br0 up
 ip route add default via 10.1.0.1
 ip link add docker0 type bridge; ip addr add 172.17.0.1/16 dev docker0; ip link set docker0 up
@@ -40,17 +42,18 @@ ASK = """
 import subprocess, sys
 from ipaddress import ip_address
 sys.path.insert(0, "{path}")
-from resolver.host import Inhabitants
+from resolver.host import Inhabitants, networks_of
 now = 0.0
 here = Inhabitants(lambda: now)
 def show(*addresses): print(*(int(here.has(ip_address(one))) for one in addresses))
-show("127.0.0.1", "192.168.1.5", "10.1.0.5", "172.17.0.1", "fd00:17::1")
+show("127.0.0.1", "192.168.1.5", "192.168.1.7", "203.0.113.5", "10.1.0.5", "172.17.0.1", "fd00:17::1")
 show("172.17.0.2", "172.17.255.254", "fd00:17::2")
 show("192.168.1.6", "10.1.0.6", "172.18.0.2", "fd00:18::2", "224.0.0.1", "0.0.0.0", "::")
 subprocess.run("ip link add new type bridge; ip addr add 172.18.0.1/16 dev new", shell=True, check=True)
 show("172.18.0.2")
 now = 1.0
 show("172.18.0.2", "192.168.1.6")
+print(*networks_of(["203.0.113.5"])[2:])
 """
 
 
@@ -60,12 +63,13 @@ def test_on_this_host_are_its_own_addresses_and_what_is_behind_its_bridges() -> 
     shell = NETWORKS.format(python=sys.executable, code=code)
     unshare = ["unshare", "--net", "--mount", "sh", "-ec", shell]
     done = subprocess.run(unshare, capture_output=True, text=True, check=False)
-    assert done.stdout.split("\n")[:5] == [
-        "1 1 1 1 1",  # the host itself
+    assert done.stdout.split("\n")[:6] == [
+        "1 1 1 1 1 1 1",  # the host itself
         "1 1 1",  # containers
         "0 0 0 0 0 0 0",  # neighbours on the LAN, behind the bridge to the world, and nobody
         "0",  # looked at a moment ago
         "1 0",  # and found a moment later
+        "203.0.113.0/28",
     ], done.stderr
 
 
