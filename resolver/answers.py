@@ -12,8 +12,8 @@ Laws:
   and TC is set when answers were cut for size (RFC 2181 section 9).
 - Owners point at the question, so that a client that plays with case gets its own letters back, and one
   prepared reply serves every spelling.
-- The table is bounded whatever is asked: what an attacker can vary without end (names that do not exist, EDNS
-  sizes, types) lives in a part of its own and cannot push out the names of the catalogue.
+- The table is bounded, in answers and in octets, whatever is asked: what an attacker can vary without end
+  (names that do not exist, types) lives in a part of its own and cannot push out the names of the catalogue.
 """
 
 from __future__ import annotations
@@ -164,6 +164,15 @@ class Prepared:
     """Where each of its keys of the hot table is, the oldest first."""
 
     @property
+    def cut(self) -> bool:
+        """Whether there was more to say than the client takes."""
+        return bool(self.replies[0][0] & wire.TC >> 8)
+
+    @property
+    def octets(self) -> int:
+        return sum(map(len, self.replies))
+
+    @property
     def served(self) -> int:
         """How often this answer was given; costs nothing while it is given."""
         return self.spliced + sum(run.served for run in self.runs)
@@ -206,16 +215,27 @@ class _Run:
 
 
 def prepare(
-    query: wire.Query, found: Found, limits: Limits, random: Random, options: bytes = b""
+    query: wire.Query,
+    found: Found,
+    limits: Limits,
+    random: Random,
+    options: bytes = b"",
+    *,
+    rotations: int | None = None,
 ) -> Prepared:
-    """Render every rotation of *found*, for all spellings of *query* if names are compressed."""
+    """Render every rotation of *found*, for all spellings of *query* if names are compressed.
+
+    Args:
+        rotations: how many instead.
+    """
     question = fold_question(query.question) if limits.compress else query.question
     choices = list(found.choices)
     if not found.ordered:
         random.shuffle(choices)
     first = render(question, found, choices, limits, options)
     replies = [first]
-    rotations = 1 if found.ordered else min(len(choices), max(2, _ROTATION_OCTETS // len(first)))
+    if rotations is None:
+        rotations = 1 if found.ordered else min(len(choices), max(2, _ROTATION_OCTETS // len(first)))
     for k in range(1, rotations):
         others = choices[:k] + choices[k + 1 :]
         random.shuffle(others)
@@ -231,18 +251,23 @@ class Table:
     or raises StopIteration, upon which ``wind_up`` gives it.
     """
 
-    def __init__(self, *, lasting: int = 65_536, passing: int = 4_096) -> None:
+    def __init__(
+        self, *, lasting: int = 65_536, passing: int = 4_096, octets: tuple[int, int] = (64 << 20, 8 << 20)
+    ) -> None:
         """Make an empty table.
 
         Args:
             lasting: prepared answers for names of the catalogue: some variants of each of 10,000 names.
             passing: prepared answers for all else; enough for the misses that search domains cause.
+            octets: of the replies in either part. Small services need far less; one of hundreds of
+                instances has 64 KiB for each variant that its clients ask for.
         """
         self.hot: dict[bytes, Callable[[], bytes]] = {}
         self._prepared: dict[tuple[bytes, Limits], Prepared] = {}
         self._by_use: dict[Hashable, set[tuple[bytes, Limits]]] = {}
         self._runs: dict[bytes, _Run] = {}  # of the keys that are hot
-        self._bounds = {True: lasting, False: passing}
+        self._bounds = {True: (lasting, octets[0]), False: (passing, octets[1])}
+        self._octets = {True: 0, False: 0}
         self._ages: dict[bool, dict[tuple[bytes, Limits], None]] = {True: {}, False: {}}
         self._retired: Counter[tuple[int, int, bool]] = Counter()  # answers given by entries that are gone
 
@@ -257,10 +282,12 @@ class Table:
         """Remember *prepared* for all spellings of *question* (folded)."""
         variant = (question, limits)
         self._forget(variant)
-        ages = self._ages[prepared.lasting]
-        while len(ages) >= self._bounds[prepared.lasting]:
+        part, octets = prepared.lasting, prepared.octets
+        ages, (most, most_octets) = self._ages[part], self._bounds[part]
+        while ages and (len(ages) >= most or self._octets[part] + octets > most_octets):
             self._forget(next(iter(ages)))
         ages[variant] = None
+        self._octets[part] += octets
         self._prepared[variant] = prepared
         for use in prepared.uses:
             self._by_use.setdefault(use, set()).add(variant)
@@ -305,6 +332,7 @@ class Table:
         if prepared is None:
             return
         del self._ages[prepared.lasting][variant]
+        self._octets[prepared.lasting] -= prepared.octets
         self._retired[prepared.type, prepared.rcode, prepared.stale] += prepared.served
         for run in prepared.runs:
             del self.hot[run.key], self._runs[run.key]

@@ -15,9 +15,10 @@ Laws:
 from __future__ import annotations
 
 import functools
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from resolver import wire, zone
@@ -44,8 +45,12 @@ _STALE_ANSWER: Final = 3
 _NO_REACHABLE_AUTHORITY: Final = 22
 _NETWORK_ERROR: Final = 23
 
-_shared_limits: Final = functools.lru_cache(maxsize=256)(Limits)
-"""Clients differ in little, and each prepared answer keeps what it was limited by."""
+_SIZES: Final = (wire.MIN_UDP_SIZE, 1024, 1200, 1220, 1232, 1400, 1410, 1440, 1452, 1472, 2048, 4096, 65_535)
+"""Octets that clients in use are ready to take, and what comes over TCP. Who takes another number gets what
+is ready for the next lower one, unless that had to be cut."""
+
+_MAX_SHARED: Final = 256
+"""Limits that prepared answers share; clients in use make some ten."""
 
 _RELAYED: Final = "relayed"
 """What prepared replies of upstreams are made from: the second in which their TTLs are right."""
@@ -146,16 +151,20 @@ class Engine:
 
         table = self.tables[transport]
         limits = self._limits(query, transport)
+        common = _shared(replace(limits, size=_common_size(limits.size)))
         question = fold_question(query.question)
         # A reply without compression repeats the client's letters in each owner: it is good for one spelling.
         shared = limits.compress or query.question == question
-        prepared = table.get(question, limits) if shared else None
-        if prepared is None:
+        prepared = table.get(question, common) if shared else None
+        if prepared is None or (prepared.cut and common != limits):
             match zone.resolve(query, self.facts, self._zone, int(self._wall_clock())):
                 case Found() as found:
-                    prepared = self._prepare(query, found, limits)
-                    if shared:
-                        table.put(question, limits, prepared)
+                    if prepared is None:
+                        prepared = self._prepare(query, found, common)
+                        if shared:
+                            table.put(question, common, prepared)
+                    if prepared.cut and common != limits:
+                        return self._singly(packet, query, found, limits)
                 case Need(need):
                     return LookUp(need, query)
                 case Unknown(why, timed_out):
@@ -262,7 +271,7 @@ class Engine:
             size, answers = wire.MIN_UDP_SIZE, min(_MAX_UDP_ANSWERS, settings.udp_answer_limit)
         else:
             size, answers = min(edns.size, settings.max_udp_size), 0
-        return _shared_limits(
+        return Limits(
             size=size,
             answers=answers,
             edns=edns is not None,
@@ -273,9 +282,17 @@ class Engine:
             truncate=settings.enable_truncate,
         )
 
-    def _prepare(self, query: wire.Query, found: Found, limits: Limits) -> Prepared:
+    def _prepare(
+        self, query: wire.Query, found: Found, limits: Limits, *, rotations: int | None = None
+    ) -> Prepared:
         options = wire.extended_error(_STALE_ANSWER, found.stale) if found.stale else b""
-        return prepare(query, found, limits, self._random, options)
+        return prepare(query, found, limits, self._random, options, rotations=rotations)
+
+    def _singly(self, packet: bytes, query: wire.Query, found: Found, limits: Limits) -> Answer:
+        """Answer as *limits* have it, and remember nothing: there are as many sizes as an attacker likes."""
+        made = self._prepare(query, found, limits, rotations=1)
+        self._counts[made.type, made.rcode, made.stale] += 1
+        return Answer(packet[:2] + made.next(query.question))
 
     def _outside(self, packet: bytes, query: wire.Query, limits: Limits, transport: Transport) -> Decision:
         """Decide about a name that others answer for."""
@@ -298,6 +315,16 @@ class Engine:
             self._counts[counted_type(query.type), kept.frame.rcode, False] += 1
         # Hot answers go with each tick, so that a name in use comes here every second.
         return Answer(reply, query if kept.due(now) else None)
+
+
+@functools.lru_cache(_MAX_SHARED)
+def _shared(limits: Limits) -> Limits:
+    """Return equal limits as one object: each prepared answer keeps what it was limited by."""
+    return limits
+
+
+def _common_size(size: int) -> int:
+    return _SIZES[bisect_right(_SIZES, size) - 1]
 
 
 def _say(relayed: Relayed) -> str:

@@ -213,6 +213,22 @@ def test_floods_stay_in_their_part_of_the_table() -> None:
     assert len(table) == 20
 
 
+def test_large_answers_push_out_others_of_their_part_before_the_table_grows_too_large() -> None:
+    table = Table(octets=(1000, 500))
+    few = prepared_reply(lasting=False)
+    table.put(b"few", EVERYTHING, few)
+    for i in range(100):
+        table.put(b"web-%d" % i, EVERYTHING, prepared_reply(b"x" * 98))  # 200 octets each
+    assert len(table) == 1 + 5
+    assert table.get(b"web-99", EVERYTHING) is not None
+    assert table.get(b"few", EVERYTHING) is few
+    table.put(b"web-99", EVERYTHING, prepared_reply(b"x" * 598))  # more than all may have together
+    assert len(table) == 1 + 1
+    for i in range(100):
+        table.put(b"web-%d" % i, EVERYTHING, prepared_reply(b"x" * 98))
+    assert len(table) == 1 + 5, "what was pushed out no longer counts"
+
+
 def test_one_answer_has_few_hot_spellings() -> None:
     table = Table()
     one = prepared_reply()

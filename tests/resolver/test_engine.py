@@ -111,6 +111,31 @@ def test_every_spelling_gets_the_same_records_and_its_own_letters(raw: bytes, ca
     assert len(made.tables["udp"]) == 1
 
 
+def test_odd_sizes_are_served_as_they_are_and_leave_nothing_behind() -> None:
+    made = engine(catalogue(count=100))
+    told = {}
+    for size in range(513, 4200):
+        raw = packet("web.service.consul", "SRV", edns=size)
+        decision = made.decide(raw, "udp")
+        assert isinstance(decision, Answer)
+        assert len(decision.reply) <= size
+        message = dns.message.from_wire(decision.reply)
+        assert message.flags & dns.flags.TC
+        told[size] = len(message.answer[0])
+    assert told[513] < told[800] < told[1000] < told[1024]
+    assert told == dict(zip(told, sorted(told.values()), strict=True)), "never fewer for who takes more"
+    assert len(made.tables["udp"]) == 12, "the sizes that clients in use say"
+    assert sum(made.counts().values()) == len(told)
+
+
+def test_an_odd_size_that_is_large_enough_shares_the_answer_of_the_next_lower_one() -> None:
+    made = engine()
+    for size in (1232, 1300, 1399):
+        answered(made, packet("web.service.consul", "SRV", edns=size))
+    assert len(made.tables["udp"]) == 1
+    assert hot(made, packet("web.service.consul", "SRV", edns=1399)) is not None
+
+
 def test_odd_case_and_options_are_served_without_growing_the_hot_table() -> None:
     made = engine()
     for i in range(256):
