@@ -60,7 +60,7 @@ class Found:
     lasting: bool = False
     """It belongs to a name of the catalogue, of which there are finitely many: worth keeping prepared."""
     left_out: tuple[tuple[ServiceEntry, str], ...] = ()
-    """The instances that are not in the answer because of their checks or tags, and why."""
+    """The instances that are not in the answer, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,13 @@ _PRIVATE_ZONES: Final = frozenset(_PRIVATE)
 _MAX_PRIVATE_LABELS: Final = max(map(len, _PRIVATE))
 
 
-def special(query: wire.Query, labels: tuple[bytes, ...], serial: int) -> Found | None:
-    """Answer *query* if its name is one of these; *labels* are its name, folded."""
+def special(query: wire.Query, labels: tuple[bytes, ...], serial: int, *, address_ttl: int) -> Found | None:
+    """Answer *query* if its name is one of these; *labels* are its name, folded.
+
+    Args:
+        address_ttl: seconds for which it may be kept that a private address has no name: the catalogue may
+            get one.
+    """
     match labels[-1:]:
         case (b"localhost",):
             address = {wire.A: "127.0.0.1", wire.AAAA: "::1"}.get(query.type)
@@ -62,12 +67,13 @@ def special(query: wire.Query, labels: tuple[bytes, ...], serial: int) -> Found 
             for count in range(3, min(len(labels), _MAX_PRIVATE_LABELS) + 1):
                 if labels[-count:] in _PRIVATE_ZONES:
                     rcode = wire.NOERROR if count == len(labels) else wire.NXDOMAIN
-                    return _negative(rcode, Name(query.name[-count:]), serial)
+                    ttl = address_ttl if address_of_reverse(labels) else _NEGATIVE_TTL
+                    return _negative(rcode, Name(query.name[-count:]), serial, ttl)
     return None
 
 
-def _negative(rcode: int, zone: Name, serial: int) -> Found:
-    soa = soa_record(zone, Name((b"localhost",)), Soa(min_ttl=_NEGATIVE_TTL), serial)
+def _negative(rcode: int, zone: Name, serial: int, ttl: int = _NEGATIVE_TTL) -> Found:
+    soa = soa_record(zone, Name((b"localhost",)), Soa(min_ttl=ttl), serial)
     return Found(rcode, authority=(soa,))
 
 

@@ -54,6 +54,7 @@ _SERVERS: Final = ServiceQuery(ServiceName("consul"))
 _VIRTUAL: Final = "consul-virtual"  # Consul: the tagged address of who is reached by a virtual one
 _MAX_SERVERS: Final = 3  # Consul: more in NS answers help nobody
 _MAX_ALIAS_RECORDS: Final = 5  # Consul: of what a host name resolves to
+_MAX_UINT16: Final = 65_535  # of a port and a weight (RFC 2782)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +107,21 @@ def resolve(query: wire.Query, facts: Facts, settings: ZoneSettings, serial: int
     """
     labels = tuple(label.lower() for label in query.name)
     try:
-        for domain in filter(None, (settings.domain, settings.alt_domain)):
+        # One may lie below the other; the names below the longer one are its own.
+        for domain in sorted(filter(None, (settings.domain, settings.alt_domain)), key=len, reverse=True):
             if labels[-len(domain) :] == tuple(label.lower() for label in domain):
                 return _Zone(query, facts, settings, serial, domain).answer(labels[: -len(domain)])
-        if address := address_of_reverse(labels):
-            reverse = _Zone(query, facts, settings, serial, settings.domain).reverse(address)
-            if reverse is not None:
-                return reverse
+        zone = _Zone(query, facts, settings, serial, settings.domain)
+        address = address_of_reverse(labels)
+        if address and (reverse := zone.reverse(address)):
+            return reverse
+        if any(Name(labels[start:]) in settings.forwarded for start in range(len(labels))):
+            return None
+        denied = special(query, labels, serial, address_ttl=settings.soa.min_ttl)
+        # Nobody but the catalogue knows the names of private addresses.
+        return zone.denied(denied) if denied and address else denied
     except _Ends as early:
         return early.outcome
-    if any(Name(labels[start:]) in settings.forwarded for start in range(len(labels))):
-        return None
-    return special(query, labels, serial)
 
 
 def rejection(entry: ServiceEntry, tag: str, settings: ZoneSettings) -> str:
@@ -360,14 +364,14 @@ class _Zone:
         return Found(choices=(Choice((Record(self.query.name, rtype, self.settings.node_ttl, packed),)),))
 
     def reverse(self, address: str) -> Found | None:
-        """PTR: the node with *address*, else the service; None when the catalogue has neither."""
+        """PTR: the node with *address*, else the service; None when the catalogue tells of neither."""
         # Others may know the name when the catalogue cannot be asked: that is no reason for SERVFAIL.
         nodes = self.facts.get(NodesQuery())
         if nodes is None:
             raise _Ends(Need(NodesQuery()))
+        self.use(NodesQuery(), nodes)
         if nodes.value is None:
             return None
-        self.use(NodesQuery(), nodes)
         node = nodes.value.by_address.get(address)
         if node is not None:
             target = self.node_name(node)
@@ -385,6 +389,16 @@ class _Zone:
         if self.query.type not in (wire.PTR, wire.ANY):
             return self.empty()
         return self.end(choices=(Choice((pointer(self.query.name, wire.PTR, 0, target),)),))
+
+    def denied(self, found: Found) -> Found:
+        """The denial *found* of a name that ``reverse`` has not met.
+
+        Raises:
+            _Ends: that would be said on stale grounds, or on none.
+        """
+        if self.stale is not None:
+            raise _Ends(self.unknown(self.stale))
+        return replace(found, uses=tuple(self.uses))
 
     def instances(
         self,
@@ -436,6 +450,10 @@ class _Zone:
         Args:
             own: the node's name does not lead to *host*; else it is the target.
         """
+        if not 0 <= port <= _MAX_UINT16:
+            # Consul's catalogue takes any number, and its DNS tells the lowest 16 bits: somebody else's port.
+            self.left_out.append((entry, f"its port {port} is none (0 to {_MAX_UINT16})"))
+            return Choice(())
         node_name = self.node_name(entry.node)
         try:
             address: IPv4Address | IPv6Address | None = ip_address(host)
@@ -458,7 +476,8 @@ class _Zone:
             additional = (Record(target, rtype, ttl, address.packed),)
         if self.settings.node_meta_txt and node_name is not None:
             additional += records.meta_records(node_name, entry.node, ttl)
-        return Choice((records.srv(self.query.name, ttl, entry.weight, port, target),), additional)
+        weight = min(max(entry.weight, 0), _MAX_UINT16)
+        return Choice((records.srv(self.query.name, ttl, weight, port, target),), additional)
 
     # Addresses --------------------------------------------------------------------------------------------
 
@@ -569,10 +588,7 @@ class _Zone:
 
     def own_dc(self) -> str:
         """The agent's data centre: configured, else what its nodes say."""
-        if self.settings.datacenter:
-            return self.settings.datacenter
-        fact = self.facts.get(NodesQuery())
-        return (fact.value.dc if fact is not None and fact.value is not None else "") or "dc1"
+        return self.settings.datacenter or self.know(NodesQuery()).dc or "dc1"
 
     # Facts, and endings ------------------------------------------------------------------------------------
 

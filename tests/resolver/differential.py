@@ -317,7 +317,7 @@ def _(question: Question, reply: Reply, consul: Server) -> Reply:
         return reply
     if question.name.endswith((".10.in-addr.arpa.", ".8.b.d.0.1.0.0.2.ip6.arpa.")):
         zone = "10.in-addr.arpa." if "in-addr" in question.name else "8.b.d.0.1.0.0.2.ip6.arpa."
-        soa = f"{zone} 10800 SOA localhost. hostmaster.{zone} SERIAL 3600 600 86400 10800"
+        soa = f"{zone} 0 SOA localhost. hostmaster.{zone} SERIAL 3600 600 86400 0"
         return replace(reply, rcode="NXDOMAIN", authority=(soa,), flags=reply.flags | {"AA"})
     return replace(reply, rcode="NXDOMAIN", authority=(), flags=reply.flags - {"AA"})
 

@@ -557,6 +557,25 @@ def test_stale_knowledge_denies_neither_proxies_nor_queries(name: str) -> None:
     assert outcome.why == "down"
 
 
+@pytest.mark.parametrize(
+    ("port", "weights"), [(99_999, (1, 1)), (-1, (1, 1)), (8001, (70_000, 1)), (8001, (-1, 1))]
+)
+def test_a_number_that_srv_has_no_room_for_costs_only_its_instance(
+    port: int, weights: tuple[int, int]
+) -> None:
+    odd = entry("web", "10.0.0.2", port, weights=weights)
+    known = facts(entry("web", "10.0.0.1", 8000), odd)
+    found = resolve(query("web.service.consul", "SRV"), known, SETTINGS, SERIAL)
+    assert isinstance(found, Found)
+    told = {int.from_bytes(record.data[2:4]) for choice in found.choices for record in choice.answer}
+    if port == 8001:
+        assert told == {1, min(max(weights[0], 0), 65_535)}
+    else:
+        assert len(found.choices) == 1
+        assert found.left_out == ((odd, f"its port {port} is none (0 to 65535)"),)
+    assert len(answer("web.service.consul", "A", known)) == 2
+
+
 # --- what is not known, and what is stale
 
 
@@ -585,10 +604,12 @@ def test_what_is_followed_counts_more_than_the_list_of_names() -> None:
         ("sick.service.consul", "A"),  # all instances were failing
         ("v9.web.service.consul", "A"),  # nobody had that tag
         ("nope.node.consul", "A"),
+        ("9.9.9.10.in-addr.arpa", "PTR"),  # nobody had that address
     ],
 )
 def test_stale_knowledge_denies_nothing(name: str, qtype: str) -> None:
     stale = facts(entry("web", "10.0.0.1"), entry("sick", status="critical"), stale="down")
+    stale[AddressesQuery()] = Fact({})
     outcome = resolve(query(name, qtype), stale, SETTINGS, SERIAL)
     assert isinstance(outcome, Unknown)
     assert outcome.why == "down"
@@ -602,13 +623,43 @@ def test_stale_knowledge_confirms() -> None:
         assert (found.rcode, len(found.choices), found.stale) == (0, count, "down")
 
 
-@pytest.mark.parametrize("name", ["web.service.consul", "host-1.node.consul"])
+@pytest.mark.parametrize(
+    "name", ["web.service.consul", "host-1.node.consul", "east.consul", "9.9.9.10.in-addr.arpa"]
+)
 def test_nothing_known_is_a_temporary_failure(name: str) -> None:
     never = Fact(None, stale=True, why="refused")
     known = dict.fromkeys((NamesQuery(), NodesQuery(), ServiceQuery(ServiceName("web"))), never)
     outcome = resolve(query(name), known, SETTINGS, SERIAL)
     assert isinstance(outcome, Unknown)
     assert outcome.why == "refused"
+
+
+def test_who_asks_for_a_private_address_waits_for_what_is_not_known_yet() -> None:
+    reverse = query("9.9.9.10.in-addr.arpa", "PTR")
+    assert resolve(reverse, {}, SETTINGS, SERIAL) == Need(NodesQuery())
+    nodes = {NodesQuery(): WEB[NodesQuery()]}
+    assert resolve(reverse, nodes, SETTINGS, SERIAL) == Need(AddressesQuery())
+    assert resolve(query("dc1.consul"), {}, SETTINGS, SERIAL) == Need(NodesQuery())
+
+
+@pytest.mark.parametrize("name", ["9.9.9.10.in-addr.arpa", "8.9.168.192.in-addr.arpa", "east.consul"])
+def test_a_denial_is_made_anew_when_the_nodes_change(name: str) -> None:
+    found = resolve(query(name, "PTR"), WEB, SETTINGS, SERIAL)
+    assert isinstance(found, Found)
+    assert (found.rcode, NodesQuery() in found.uses) == (wire.NXDOMAIN, True)
+
+
+def test_that_a_private_address_has_no_name_is_kept_as_long_as_other_denials() -> None:
+    for name, minimum in (("9.9.9.10.in-addr.arpa", 7), ("x.9.9.10.in-addr.arpa", 10_800)):
+        (soa,) = reply(name, "PTR", WEB, replace(SETTINGS, soa=Soa(min_ttl=7))).authority
+        assert (soa.ttl, soa[0].minimum) == (minimum, minimum)
+
+
+def test_of_two_domains_the_longer_one_is_matched_first() -> None:
+    settings = replace(SETTINGS, domain=name_from_text("example.com"))
+    settings = replace(settings, alt_domain=name_from_text("consul.example.com"))
+    for domain in ("example.com", "consul.example.com"):
+        assert answer(f"api.service.{domain}", "A", WEB, settings) == [f"api.service.{domain}. 0 A 10.1.0.3"]
 
 
 # --- properties
