@@ -348,6 +348,16 @@ class Forwarder:
             return await stream.ask(request)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question under way on a stream."""
+
+    request: bytes
+    reply: asyncio.Future[Relayed]
+    writer: asyncio.StreamWriter
+    """Of the connection that it was sent on."""
+
+
 class _Stream:
     """A TCP or TLS connection to one upstream: opened when needed, shared by questions, closed when idle.
 
@@ -363,8 +373,9 @@ class _Stream:
         self._opening = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._asked: dict[bytes, tuple[bytes, asyncio.Future[Relayed]]] = {}  # by id
+        self._asked: dict[bytes, _Asked] = {}  # by id
         self._idle: asyncio.TimerHandle | None = None
+        self._heard_at = float("-inf")
         self.worn = False
         """The last failure was of a connection that had answered before."""
 
@@ -383,13 +394,20 @@ class _Stream:
         while request[:2] in self._asked:
             request = secrets.token_bytes(2) + request[2:]
         future: asyncio.Future[Relayed] = self._loop.create_future()
-        self._asked[request[:2]] = (request, future)
+        self._asked[request[:2]] = _Asked(request, future, writer)
+        asked_at = self._loop.time()
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
         try:
             writer.write(len(request).to_bytes(2) + request)
             return await future
+        except asyncio.CancelledError:
+            # A connection that something on the way has forgotten (NAT, a restart without a word) swallows
+            # questions until the kernel gives up, minutes later.
+            if self._heard_at < asked_at and self._writer is writer:
+                self._drop()
+            raise
         finally:
             self._asked.pop(request[:2], None)
             if not self._asked and self._writer is not None:
@@ -402,31 +420,34 @@ class _Stream:
 
     async def _open(self) -> None:
         name = (self._upstream.tls_name or self._upstream.host) if self._context else None
-        reader, self._writer = await asyncio.open_connection(
+        reader, writer = await asyncio.open_connection(
             self._upstream.host, self._upstream.port, ssl=self._context, server_hostname=name
         )
+        self._writer = writer
         self.worn = False
-        self._reading = self._loop.create_task(self._read(reader))
+        self._reading = self._loop.create_task(self._read(reader, writer))
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         why: Exception = ConnectionError(f"{self._upstream} closed the connection")
         try:
             while True:
                 length = int.from_bytes(await reader.readexactly(2))
                 raw = await reader.readexactly(length)
-                request, future = self._asked.get(raw[:2], (b"", None))
-                if future is not None and not future.done():
-                    reply = _match(raw, request, self._loop.time())
+                self._heard_at = self._loop.time()
+                asked = self._asked.get(raw[:2])
+                if asked is not None and not asked.reply.done():
+                    reply = _match(raw, asked.request, self._heard_at)
                     if reply is not None:
                         self.worn = True
-                        future.set_result(reply)
+                        asked.reply.set_result(reply)
         except (OSError, EOFError, ssl.SSLError) as exc:
             why = exc
         finally:
-            self._drop()
-            for _, future in self._asked.values():
-                if not future.done():
-                    future.set_exception(why)
+            if self._writer is writer:
+                self._drop()
+            for asked in self._asked.values():
+                if asked.writer is writer and not asked.reply.done():
+                    asked.reply.set_exception(why)
 
     def _drop(self) -> None:
         """Close the connection; the next question opens another."""

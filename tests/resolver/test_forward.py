@@ -334,8 +334,14 @@ def test_the_longest_domain_decides() -> None:
 # --- TLS
 
 
-async def serve_tls(certificate: Path, use: Callable[[int, list[int]], Awaitable[object]]) -> object:
-    """Run *use* with the port of a DNS-over-TLS server and the number of questions of each connection."""
+async def serve_tls(
+    certificate: Path, use: Callable[[int, list[int]], Awaitable[object]], *, forgetful: bool = False
+) -> object:
+    """Run *use* with the port of a DNS-over-TLS server and the number of questions of each connection.
+
+    Args:
+        forgetful: the first connection answers once, and then swallows what it is asked.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     connections: list[int] = []
@@ -347,6 +353,8 @@ async def serve_tls(certificate: Path, use: Callable[[int, list[int]], Awaitable
             while True:
                 raw = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
                 connections[number] += 1
+                if forgetful and number == 0 and connections[number] > 1:
+                    continue
                 answer = honest(dns.message.from_wire(raw), "tls").to_wire()
                 writer.write(len(answer).to_bytes(2) + answer)
                 if connections[number] == 3:
@@ -373,6 +381,22 @@ def test_questions_over_tls_share_a_connection_and_survive_its_end(certificate: 
         assert connections == [3, 2]
 
     asyncio.run(serve_tls(certificate, use))
+
+
+def test_a_connection_that_swallows_questions_is_given_up(certificate: Path) -> None:
+    """Something on the way has forgotten it, and says nothing."""
+    context = ssl.create_default_context(cafile=f"{certificate}.crt")
+
+    async def use(port: int, connections: list[int]) -> None:
+        upstream = Upstream("127.0.0.1", port, tls=True)
+        loop = asyncio.get_running_loop()
+        forwarder = Forwarder(Routes(lambda: [upstream]), loop, attempt=0.3, total=5.0, tls=context)
+        for i in range(3):
+            assert (await forwarder.ask(query(f"n{i}.example.test"))).frame.rcode == wire.NOERROR
+        await forwarder.close()
+        assert connections == [2, 2]
+
+    asyncio.run(serve_tls(certificate, use, forgetful=True))
 
 
 def test_a_certificate_that_does_not_fit_is_no_upstream(certificate: Path) -> None:
