@@ -111,10 +111,7 @@ class Relayed:
 
     def may_be_stale(self, now: float, max_stale: float) -> bool:
         """Whether it may be told after its TTL, if nobody can say better."""
-        positive = self.frame.rcode == wire.NOERROR and any(
-            section == 1 for section, *_ in self.frame.records
-        )
-        return positive and now < self.received + self.ttl + max_stale
+        return _is_positive(self.frame) and now < self.received + self.ttl + max_stale
 
     def due(self, now: float) -> bool:
         """Whether somebody who asks for it now is reason enough to fetch it anew."""
@@ -141,8 +138,10 @@ class Relayed:
         at = wire.HEADER_LENGTH + len(frame.question)
         for section, _, ttl_at, end in frame.records:
             if end > room:
-                # RFC 2181 section 9: TC says that an answer is missing, not that an addition is.
-                flags |= wire.TC if section < 3 else 0
+                # RFC 2181 section 9: TC says that what is needed is missing, not that an addition is. An
+                # authority is needed where there is no answer: it says why.
+                needed = section == 1 or (section == 2 and not sections[0])
+                flags |= wire.TC if needed else 0
                 break
             sections[section - 1] += 1
             body += self.reply[at:ttl_at]
@@ -160,9 +159,7 @@ def _lifetime(reply: bytes, frame: Frame) -> int:
     if frame.flags & wire.TC:
         return 0  # RFC 2181 section 9: a cut reply is not cached
     ttls = [_ttl(reply, ttl_at) for section, _, ttl_at, _ in frame.records if section < 3]
-    asked = int.from_bytes(frame.question[-4:-2])
-    answered = any(section == 1 and rtype in (asked, wire.CNAME) for section, rtype, *_ in frame.records)
-    if frame.rcode == wire.NOERROR and (answered or (asked == wire.ANY and ttls)):
+    if _is_positive(frame):
         return min(ttls)
     if frame.rcode in (wire.NOERROR, wire.NXDOMAIN):
         minima = [
@@ -170,9 +167,19 @@ def _lifetime(reply: bytes, frame: Frame) -> int:
             for section, rtype, ttl_at, end in frame.records
             if section == 2 and rtype == wire.SOA
         ]
-        # RFC 2308 section 5: the lesser of the SOA's TTL and its MINIMUM; without an SOA, not at all.
-        return min([*minima, *ttls]) if minima else 0
+        # RFC 2308 section 5: the lesser of the SOA's TTL and its MINIMUM; without an SOA, not at all. That an
+        # alias leads to nothing is a denial, too; the alias itself is none.
+        alias = frame.rcode == wire.NOERROR and any(section == 1 for section, *_ in frame.records)
+        return min([*minima, *ttls]) if minima or alias else 0
     return 0
+
+
+def _is_positive(frame: Frame) -> bool:
+    """Whether the reply has what was asked for, and not only an alias that leads to nothing."""
+    asked = int.from_bytes(frame.question[-4:-2])
+    return frame.rcode == wire.NOERROR and any(
+        section == 1 and asked in (rtype, wire.ANY) for section, rtype, *_ in frame.records
+    )
 
 
 def _ttl(reply: bytes, at: int) -> int:

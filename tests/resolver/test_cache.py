@@ -39,6 +39,8 @@ def relayed(
         ([SOA.replace("900", "30")], dns.rcode.NXDOMAIN, 30),  # and here the TTL is
         ([SOA], dns.rcode.NOERROR, 60),  # NODATA
         (["www.example.test. 20 IN CNAME w.test.", SOA], dns.rcode.NXDOMAIN, 20),
+        (["www.example.test. 86400 IN CNAME w.test.", SOA], dns.rcode.NOERROR, 60),  # leads to nothing
+        (["www.example.test. 300 IN CNAME w.test."], dns.rcode.NOERROR, 300),
         ([], dns.rcode.NXDOMAIN, 0),  # RFC 2308 section 5: without an SOA it is not cached
         ([], dns.rcode.NOERROR, 0),
         ([], dns.rcode.REFUSED, 0),
@@ -125,6 +127,17 @@ def test_additional_records_that_do_not_fit_are_no_truncation() -> None:
     assert 0 < len(cut.additional) < 60
 
 
+def test_an_authority_that_does_not_fit_is_a_truncation_where_it_is_all_that_was_said() -> None:
+    servers = [f"example.test. 60 IN NS ns{i}.some-provider-of-names.test." for i in range(30)]
+    request = dns.message.make_query("www.example.test", "A")
+    for answer in ([], ["www.example.test. 60 IN A 192.0.2.1"]):
+        message = reply(request, *answer)
+        message.authority.extend(dns.rrset.from_text(*one.split(maxsplit=4)) for one in servers)
+        kept = Relayed.from_wire(message.to_wire(max_size=65535), 0.0)
+        cut = dns.message.from_wire(kept.to_wire(query("www.example.test"), Limits(512, 0, edns=False), 0.0))
+        assert bool(cut.flags & dns.flags.TC) == (not answer)
+
+
 def test_the_cache_is_bounded_by_octets() -> None:
     cache = Cache(10_000, max_stale=100.0)
     for i in range(1000):
@@ -138,14 +151,21 @@ def test_the_cache_is_bounded_by_octets() -> None:
 def test_what_has_expired_may_be_told_for_a_while_if_it_is_no_denial() -> None:
     """RFC 8767 section 4: with a TTL of 30 s."""
     cache = Cache(100_000, max_stale=100.0)
-    www, nope = query("www.example.test"), query("nope.example.test")
+    www, nope, six = (
+        query("www.example.test"),
+        query("nope.example.test"),
+        query("www.example.test", "AAAA"),
+    )
     cache.put(key_of(www), relayed("www.example.test. 60 IN A 192.0.2.1", now=1000.0))
     cache.put(key_of(nope), relayed(SOA, name="nope.example.test", rcode=dns.rcode.NXDOMAIN, now=1000.0))
+    leads_nowhere = ["www.example.test. 60 IN CNAME w.test.", SOA]
+    cache.put(key_of(six), relayed(*leads_nowhere, qtype="AAAA", now=1000.0))
     stale = cache.stale(key_of(www), 1100.0)
     assert stale is not None
     message = dns.message.from_wire(stale.to_wire(www, ALL, 1100.0))
     assert lines(message.answer) == ["www.example.test. 30 A 192.0.2.1"]
     assert cache.stale(key_of(nope), 1100.0) is None
+    assert cache.stale(key_of(six), 1100.0) is None
     assert cache.stale(key_of(www), 1160.0) is None
     assert len(cache) == 0
 
