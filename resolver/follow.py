@@ -42,7 +42,7 @@ _SWEEPS_PER_IDLE: Final = 10
 """How often within the idle time we look for names that nobody asks for: they go a tenth late at most."""
 _MAX_STRANGERS: Final = 64
 """Strangers that wait for their turn, as those of a host that has just started: some 100 ms. Requests for
-more than these end by their own time limit."""
+more than these fail at once: waiting, they would take the places of requests for names that exist."""
 _MAX_PREPARED: Final = 64
 """Prepared queries followed at a time. One template makes any number of names exist, and each is executed
 every second; beyond this, the one asked for the least is given up. It comes back when somebody asks."""
@@ -130,27 +130,31 @@ class Follower:
         """Seconds for which the catalogue has not been reachable; 0 when it is."""
         return 0.0 if self._stale_since is None else now - self._stale_since
 
-    def when_known(self, query: model.Query | AddressesQuery, callback: Callable[[], None]) -> None:
+    def when_known(self, query: model.Query | AddressesQuery, callback: Callable[[], None]) -> bool:
         """Call *callback* as soon as anything is known about *query*, be it that it cannot be asked.
 
         At once (in the next round of the loop) when it is known already.
+
+        Returns:
+            False: there are too many strangers already, and *callback* will not be called.
         """
         if query in self._engine.facts:
             self._loop.call_soon(callback)
-            return
+            return True
         if isinstance(query, AddressesQuery):
             self._gather(callback)
-            return
+            return True
         followed = self._followed.get(query)
         if followed is None:
             if self._is_stranger(query):
                 if len(self._strangers) >= _MAX_STRANGERS:
-                    return
+                    return False
                 followed = self._inquire(query)
             else:
                 followed = self._follow(query)
         followed.asked_at = self._loop.time()
         followed.waiting.append(callback)
+        return True
 
     # On the loop --------------------------------------------------------------------------------------------
 
@@ -205,7 +209,7 @@ class Follower:
     def _hand_over(self, followed: _Followed, known: Known) -> None:
         # In the engine's thread: to digest a list of 10,000 names takes milliseconds that the loop lacks.
         fact = _to_fact(followed.query, known)
-        rejected = isinstance(known.error, RequestRejected) and known.value is None
+        rejected = _is_rejected(followed.query, known)
         try:
             self._loop.call_soon_threadsafe(self._learn, followed, fact, known.fetched_at, rejected)
         except RuntimeError:
@@ -332,9 +336,18 @@ def _is_hidden(nodes: Fact) -> bool:
     return not nodes.stale and nodes.value is not None and not nodes.value.by_name
 
 
+def _is_rejected(query: model.Query, known: Known) -> bool:
+    """Whether Consul finds fault with the question itself: there is no such data centre, or prepared query.
+
+    With all else of its own data centre it finds none. Whoever refuses that is no agent (another program's
+    port, HTTP where HTTPS is spoken), and knows nothing of what exists.
+    """
+    may_be = isinstance(query, PreparedQuery) or query.dc is not None
+    return may_be and isinstance(known.error, RequestRejected) and known.value is None
+
+
 def _to_fact(query: model.Query, known: Known) -> Fact:
-    if isinstance(known.error, RequestRejected) and known.value is None:
-        # Consul finds fault with the question itself: there is no such data centre, so nothing is in it.
+    if _is_rejected(query, known):
         return Fact(nothing(query))
     return Fact(
         digest(query, known.value),
