@@ -39,6 +39,8 @@ __all__ = ["Service"]
 
 log = logging.getLogger("resolver")
 
+_REFUSALS: Final = 8
+"""TCP connections at a time on which is said that one may not ask; others are closed at once."""
 _MAX_WAITING: Final = 10_000
 """Requests that may wait for catalogue or upstreams; more would be answered too late to be of use."""
 _STALE_PATIENCE: Final = 1.8
@@ -92,6 +94,8 @@ class Service:
             learned=self._engine.keep,
         )
         self._connections: set[TcpConnection] = set()
+        self._refusals: set[TcpConnection] = set()
+        """Connections of those who may not ask."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
         self._ticker: asyncio.TimerHandle | None = None
@@ -106,7 +110,7 @@ class Service:
     async def close(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._refusals]:
             connection.abort()
         await self._forwarder.close()
         for task in list(self._tasks):
@@ -219,16 +223,16 @@ class Service:
             if settle():
                 self._guarded(packet, transport, send, deadline)
 
-        def give_up() -> None:
+        def give_up(why: str) -> None:
             if settle():
-                why = f"the catalogue did not answer within {self._settings.cold_timeout:g} s"
                 send(self._engine.fail(look_up.query, why, timed_out=True).reply)
 
-        timer = self.loop.call_at(deadline, give_up)
+        late = f"the catalogue did not answer within {self._settings.cold_timeout:g} s"
+        timer = self.loop.call_at(deadline, give_up, late)
         if isinstance(look_up.need, AliasQuery):
             self._spawn(self._chase(look_up.need, known))
-        else:
-            self._follower.when_known(look_up.need, known)
+        elif not self._follower.when_known(look_up.need, known):
+            give_up("too many names that nobody knows are asked for already")
 
     async def _chase(self, alias: AliasQuery, known: Callable[[], None]) -> None:
         """Learn from an upstream what a host name of the catalogue resolves to."""
@@ -280,17 +284,20 @@ class Service:
 
     def connected(self, connection: TcpConnection) -> bool:
         """Count *connection*; False when it is one too many."""
-        from_there = sum(one.source == connection.source for one in self._connections)
-        if (
-            len(self._connections) >= self._settings.tcp_connections
-            or from_there >= self._settings.tcp_per_source
-        ):
+        settings = self._settings
+        counted, most = self._connections, settings.tcp_connections
+        if not self.policy.allows(connection.source):
+            # To be refused needs a place, too, and must not cost one of those who may ask.
+            counted, most = self._refusals, _REFUSALS
+        from_there = sum(one.source == connection.source for one in counted)
+        if len(counted) >= most or from_there >= settings.tcp_per_source:
             return False
-        self._connections.add(connection)
+        counted.add(connection)
         return True
 
     def disconnected(self, connection: TcpConnection) -> None:
         self._connections.discard(connection)
+        self._refusals.discard(connection)
 
     # Metrics ------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from resolver.engine import Answer, AnswerSettings, Engine
 from resolver.facts import AddressesQuery, AliasQuery, Fact, nothing
 from resolver.follow import Follower
 from resolver.zone import ZoneSettings
-from tests.resolver.world import SERIAL, entry, packet
+from tests.resolver.world import SERIAL, entry, node, packet
 
 WEB = ServiceQuery(ServiceName("web"))
 
@@ -344,6 +344,8 @@ def test_as_many_prepared_queries_are_followed_as_can_be_polled() -> None:
 
 def test_made_up_names_of_a_template_do_not_push_out_those_in_use() -> None:
     async def use(subscriptions: Subscriptions, engine: Engine, follower: Follower) -> None:
+        subscriptions.say(NodesQuery(), (node(),))
+        await until(lambda: NodesQuery() in engine.facts)
         for number in range(100):
             told: list[bool] = []
             query = PreparedQuery(f"q{number}")
@@ -382,7 +384,8 @@ def test_few_strangers_are_asked_for_at_a_time_and_few_wait() -> None:
         told: list[int] = []
         names = [NamesQuery(f"dc{number}") for number in range(100)]
         for number, query in enumerate(names):
-            follower.when_known(query, lambda number=number: told.append(number))  # type: ignore[misc]
+            waits = follower.when_known(query, lambda number=number: told.append(number))  # type: ignore[misc]
+            assert waits == (number < 64)
         for query in names:
             subscriptions.say(query, error=RequestRejected("No path to datacenter", status=500))
         await until(lambda: len(told) == 64)

@@ -484,6 +484,25 @@ def test_who_is_not_allowed_is_refused_and_gets_nothing_more(
     assert said.startswith("127.0.0.1 may not ask and is refused. To answer it: --allow 127.0.0.1, ")
 
 
+def test_who_is_not_allowed_takes_no_connection_from_those_who_are(
+    agent: Agent, start_resolver: Start
+) -> None:
+    allow = (ip_network("127.0.0.2/32"),)
+    resolver = start_resolver(agent.uri, replace(ALONE, allow=allow, tcp_connections=1))
+    with contextlib.ExitStack() as stack:
+        answered = 0
+        for _ in range(20):
+            client = stack.enter_context(connect(resolver))
+            with contextlib.suppress(ConnectionError):
+                client.sendall(framed(packet("localhost")))
+                answered += read_message(client) is not None
+        assert answered == 8, "refused"
+        message = dns.message.make_query("localhost", "A")
+        port = resolver.addresses[0].port
+        told = dns.query.tcp(message, "127.0.0.1", port=port, source="127.0.0.2", timeout=5)
+        assert told.answer
+
+
 def test_more_than_the_rate_is_told_to_come_over_tcp_or_dropped(agent: Agent) -> None:
     """Without sockets: loopback, from where tests ask, has no limit."""
     backend = open_backend(agent.uri, Config())
