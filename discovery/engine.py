@@ -431,6 +431,8 @@ class Pending:
 class _Subscription:
     """One callback, told in order from whichever thread has news."""
 
+    __slots__ = ("_callback", "_lock", "_told", "dropped", "ended", "every", "used")
+
     def __init__(
         self,
         callback: Callback,
@@ -494,14 +496,33 @@ class _Flag:
 class _Follower:
     """One query: what is known, who wants it, and the thread that keeps it fresh (or none: polled)."""
 
+    # There may be ten thousand.
+    __slots__ = (
+        "_attempts",
+        "_inherited",
+        "_lock",
+        "_read_at",
+        "_reader",
+        "_reading",
+        "_stopping",
+        "_version",
+        "_waking",
+        "_wanted_at",
+        "engine",
+        "kicked",
+        "known",
+        "query",
+        "running",
+        "subscriptions",
+        "used",
+    )
+
     def __init__(self, engine: Engine, query: Query) -> None:
         self.engine = engine
         self.query = query
         self.known: Known = Known(query)
         self.running: bool = False
         self.used: bool = False
-        self.asked_at: float = 0.0  # seconds on the monotonic clock; of the poller
-        self.thread: threading.Thread | None = None
         self.subscriptions: list[_Subscription] = []
         self._reader: Reader | None = None
         self._read_at: float | None = None
@@ -595,7 +616,6 @@ class _Follower:
             target=self._watch, args=(reader,), name=f"discovery-watch {self.query}", daemon=True
         )
         thread.start()
-        self.thread = thread
         self.running = True
         return thread
 
@@ -613,7 +633,6 @@ class _Follower:
 
     def after_fork(self) -> None:
         self.running = False
-        self.thread = None
         self._reader = None
         self._inherited = self.known.value is not None
         if self._inherited:

@@ -35,9 +35,9 @@ __all__ = ["Limits", "Prepared", "Table", "prepare", "render"]
 
 _MAX_POINTER: Final = 0x3FFF  # a pointer has 14 bits
 
-_RUN: Final = 64
+_RUN: Final = 32
 """A hot entry in demand hands out about so many replies before it is wound up again, which costs a
-microsecond: at 64 that vanishes beside the work of sending them. Each costs a reference (8 octets), which
+microsecond: at 32 that vanishes beside the work of sending them. Each costs a reference (8 octets), which
 counts where there are ten thousands of entries; so a run begins with one rotation, and doubles each time."""
 _ROTATION_OCTETS: Final = 65_536
 """What the rotations of one answer may take together. Thousands of instances over TCP would otherwise be
@@ -264,7 +264,8 @@ class Table:
         """
         self.hot: dict[bytes, Callable[[], bytes]] = {}
         self._prepared: dict[tuple[bytes, Limits], Prepared] = {}
-        self._by_use: dict[Hashable, set[tuple[bytes, Limits]]] = {}
+        self._by_use: dict[Hashable, list[tuple[bytes, Limits]]] = {}
+        """The oldest first: where there are many, as of names that do not exist, the oldest goes."""
         self._runs: dict[bytes, _Run] = {}  # of the keys that are hot
         self._bounds = {True: (lasting, octets[0]), False: (passing, octets[1])}
         self._octets = {True: 0, False: 0}
@@ -290,7 +291,7 @@ class Table:
         self._octets[part] += octets
         self._prepared[variant] = prepared
         for use in prepared.uses:
-            self._by_use.setdefault(use, set()).add(variant)
+            self._by_use.setdefault(use, []).append(variant)
 
     def promote(self, key: bytes, prepared: Prepared) -> None:
         """Answer requests whose bytes after the id are *key* by *prepared* from now on."""
@@ -339,6 +340,6 @@ class Table:
         for use in prepared.uses:
             variants = self._by_use.get(use)
             if variants is not None:
-                variants.discard(variant)
+                variants.remove(variant)
                 if not variants:
                     del self._by_use[use]

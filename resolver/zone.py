@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from sys import intern
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -662,7 +663,7 @@ def _to_text(label: bytes) -> str:
     """
     if b"." in label or not label.isascii():
         raise Malformed(f"the label {name_to_text(Name((label,)))} names nothing in the catalogue")
-    return label.decode("ascii")
+    return intern(label.decode("ascii"))  # each answer keeps what it was made from
 
 
 def _is_address(host: str) -> bool:
