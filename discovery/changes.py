@@ -17,6 +17,7 @@ from typing import cast
 from discovery.engine import Engine, Known
 from discovery.errors import DiscoveryError, NoHealthyInstances, RegistryTimeout, RegistryUnavailable
 from discovery.model import Instance, ServiceQuery, Snapshot
+from discovery.names import fold
 
 __all__ = ["Awaited", "Watch", "compared", "is_usable", "matches", "snapshot_of"]
 
@@ -233,7 +234,14 @@ def is_usable(instance: Instance) -> bool:
 
 
 def matches(instance: Instance, tags: Sequence[str], meta: Mapping[str, str] | None) -> bool:
+    """Say whether *instance* has all of *tags*, which are folded, and these values of *meta*.
+
+    Consul ignores the case of tags, and a tag in a host name comes in lower case; keys and values of meta
+    it does not.
+    """
     entry = instance.entry
-    if any(tag not in entry.tags for tag in tags):
-        return False
+    if tags:
+        has = set(map(fold, entry.tags))
+        if any(tag not in has for tag in tags):
+            return False
     return not meta or all(entry.meta.get(key) == value for key, value in meta.items())

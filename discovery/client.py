@@ -117,7 +117,7 @@ class Client:
         """Return one healthy instance of *name*: ``host, port = client.lookup("web")``.
 
         Args:
-            tags: the instance has all of these.
+            tags: the instance has all of these, in whichever case.
             meta: the instance's meta has all of these values.
             dc: the data centre; the agent's own by default.
             near: the node to be near to by round-trip time, ``_agent`` for the agent's own; the nearest
@@ -250,7 +250,7 @@ class Client:
         """
         query = ServiceQuery(service_name(name), dc or self.config.dc)
         with self._lock:  # so that ``close`` in another thread finds it, or comes first
-            watch = Watch(self._running_engine(), query, _several(tags), healthy)
+            watch = Watch(self._running_engine(), query, _folded(tags), healthy)
             self._watches.add(watch)
         return watch
 
@@ -385,7 +385,7 @@ class Client:
         if strategy is None:
             strategy = "first" if near else "ring_hash" if key is not None else self.config.strategy
         return Wish(
-            _several(tags),
+            _folded(tags),
             tuple(sorted(meta.items())) if meta else (),
             zone or self.config.zone,
             (dc, *(_several(failover) or self.config.failover)),
@@ -438,7 +438,7 @@ class Client:
         service = yield from self._service(name, dc, near)
         snapshot = service.healthy if healthy else service.snapshot
         if tags or meta:
-            wanted = _several(tags)
+            wanted = _folded(tags)
             return snapshot.only(lambda instance: matches(instance, wanted, meta))
         return snapshot
 
@@ -623,6 +623,10 @@ class Client:
 def _several(words: Sequence[str]) -> tuple[str, ...]:
     """Return *words* as a tuple. One string is one word: its letters would match nothing, silently."""
     return (words,) if isinstance(words, str) else tuple(words)
+
+
+def _folded(tags: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(fold, _several(tags))) if tags else _NO_TAGS
 
 
 # --- the default client ------------------------------------------------------------------------------

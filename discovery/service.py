@@ -52,6 +52,7 @@ class Wish:
     """What a lookup asks for."""
 
     tags: tuple[str, ...]
+    """Folded: ``Blue`` and ``blue`` are one filter."""
     meta: tuple[tuple[str, str], ...]
     zone: str | None
     dcs: tuple[str | None, ...]

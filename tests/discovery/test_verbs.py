@@ -209,6 +209,16 @@ def test_a_filter_has_a_strategy_of_its_own(client, catalogue):
     assert Counter(picked) == {2: 2, 4: 2, 6: 2}
 
 
+def test_the_case_of_a_tag_does_not_matter(client, catalogue):
+    catalogue.set(WEB, entry(port=1, tags=("Blue", "v1")), entry(port=2, tags=("v1",)))
+    for tags in (["blue"], ["Blue"], "BLUE", ["V1", "blue"]):
+        assert {client.lookup("web", tags=tags).port for _ in range(3)} == {1}
+        assert ports(client.lookup_all("web", tags=tags)) == [1]
+        with client.watching("web", tags=tags) as following:
+            assert ports(following(5.0)) == [1]
+    assert len(client.inner._services[("web", None, None)]._views) == 2  # not one for each spelling
+
+
 def test_filters_beyond_what_is_remembered_still_work(client, catalogue):
     catalogue.set(WEB, *(entry(port=port, meta={"n": str(port)}) for port in range(1, 200)))
     for port in range(1, 200):

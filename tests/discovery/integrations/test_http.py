@@ -181,9 +181,9 @@ def test_a_port_in_the_url_wins_over_the_instances(web: Library, fleet: Fleet, s
 
 
 def test_tags_and_data_centres_in_the_name_choose(web: Library, fleet: Fleet, servers: list[Server]) -> None:
-    fleet.register(servers[1].port, tags=("v2", "v2.1"))
+    fleet.register(servers[1].port, tags=("v2", "v2.1", "Blue"))
 
-    for host in ("v2.web.service.consul", "v2.1.WEB.service.dc1.consul."):
+    for host in ("v2.web.service.consul", "v2.1.WEB.service.dc1.consul.", "Blue.web.service.consul"):
         assert {web.request("GET", f"http://{host}/")["port"] for _ in range(4)} == {servers[1].port}
 
 
