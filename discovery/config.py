@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from discovery.errors import ConfigurationError
+from discovery.names import env_name
 
 if TYPE_CHECKING:
     from discovery.balance import Strategy
@@ -220,10 +221,13 @@ class Config:
                 settings[name] = _check_seconds(name, _number(float, raw), f"{variable}={raw!r}")
         if raw := env.get(variable := _VARIABLES["max_watches"]):
             settings["max_watches"] = _check_watches(_number(int, raw), f"{variable}={raw!r}")
-        return cls().but(**{**settings, **overrides})
+        return cls(**settings).but(**overrides)
 
     def but(self, **overrides: Any) -> Config:
         """Return these settings with *overrides*.
+
+        A string means what it means in the variable: ``off`` is none, ``dc2,dc3`` are two, and *consul* is
+        an address, asked with the token and the certificates that there are. Names in *static* are services'.
 
         Raises:
             ConfigurationError: there is no such setting, or it cannot have that value.
@@ -231,7 +235,26 @@ class Config:
         if unknown := overrides.keys() - self.__dataclass_fields__.keys():
             known = ", ".join(self.__dataclass_fields__)
             raise ConfigurationError(f"there is no setting {min(unknown)!r}; the settings are {known}")
-        return replace(self, **overrides)
+        return replace(self, **{name: self._meant(name, value) for name, value in overrides.items()})
+
+    def _meant(self, name: str, value: Any) -> Any:
+        """Return what *value* as the argument *name* says; ``__post_init__`` judges numbers."""
+        match name:
+            case "consul" if isinstance(value, str):
+                return self.consul.at(value, origin="consul=")
+            case "consul" if not isinstance(value, ConsulConfig):
+                raise ConfigurationError(f"consul={value!r} is not possible: give an address, host:port")
+            case "dns" if isinstance(value, str):
+                return _words(value, off="off")
+            case "failover" if isinstance(value, str):
+                return _words(value)
+            case "dns" | "failover":
+                return tuple(value or ())
+            case "cache" | "share":
+                return None if value == "off" else value
+            case "static":
+                return {env_name(service): _addresses(service, text) for service, text in value.items()}
+        return value
 
 
 _VARIABLES: Final = {
@@ -255,6 +278,14 @@ def default_cache(env: Mapping[str, str]) -> str | None:
 
 def _words(raw: str, *, off: str | None = None) -> tuple[str, ...]:
     return () if raw == off else tuple(filter(None, re.split(r"[,\s]+", raw)))
+
+
+def _addresses(service: str, text: object) -> str:
+    if isinstance(text, str):
+        return text
+    raise ConfigurationError(
+        f"static={{{service!r}: {text!r}}} is not possible: give 'host:port', or 'host:port,host:port'"
+    )
 
 
 def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -188,8 +188,8 @@ def _server(word: str) -> Server:
             raise ValueError(port)
     except ValueError:
         raise ConfigurationError(
-            f"{word!r} in DISCOVERY_DNS is no name server: write an address, for example 172.17.0.1 or "
-            "127.0.0.1:8600, or 'auto' or 'off'"
+            f"{word!r} in DISCOVERY_DNS or dns= is no name server: write an address, for example "
+            "172.17.0.1 or 127.0.0.1:8600, or 'auto' or 'off'"
         ) from None
     return Server(host, int(port))
 

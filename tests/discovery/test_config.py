@@ -185,6 +185,54 @@ def test_an_argument_beats_its_variable_and_a_variable_its_default(setting, raw,
     assert getattr(Config().but(**{setting: override}), setting) == override
 
 
+@pytest.mark.parametrize(
+    ("setting", "raw", "value"),
+    [
+        ("cache", "off", None),
+        ("cache", "/var/cache/x", "/var/cache/x"),
+        ("share", "off", None),
+        ("share", "auto", "auto"),
+        ("dns", "off", ()),
+        ("dns", "auto", ("auto",)),
+        ("dns", "127.0.0.1:8600, 10.0.0.53", ("127.0.0.1:8600", "10.0.0.53")),
+        ("failover", "dc2", ("dc2",)),
+        ("failover", "dc2,dc3", ("dc2", "dc3")),
+    ],
+)
+def test_a_string_as_argument_means_what_it_means_in_the_variable(setting, raw, value):
+    assert getattr(Config.from_env({f"DISCOVERY_{setting.upper()}": raw}), setting) == value
+    assert getattr(Config.from_env({}, **{setting: raw}), setting) == value
+    assert getattr(Config().but(**{setting: raw}), setting) == value
+    if value != raw:
+        assert getattr(Config().but(**{setting: value}), setting) == value
+
+
+def test_several_words_may_be_any_sequence():
+    config = Config().but(dns=["127.0.0.1:8600"], failover=["dc2"])
+    assert (config.dns, config.failover) == (("127.0.0.1:8600",), ("dc2",))
+    assert Config(dns=("auto",)).but(dns=None).dns == ()
+    hash(config)
+
+
+def test_an_address_as_argument_is_that_of_consul():
+    env = {"CONSUL_HTTP_ADDR": "10.0.0.1:8501", "CONSUL_HTTP_TOKEN": "t-1"}
+    for config in (Config.from_env(env, consul="10.0.0.2"), Config.from_env(env).but(consul="10.0.0.2")):
+        assert config.consul == Config.from_env({**env, "CONSUL_HTTP_ADDR": "10.0.0.2"}).consul
+    assert wrong({}, consul="ftp://10.0.0.2").startswith(
+        "cannot use the Consul address 'ftp://10.0.0.2' from consul=: unknown scheme"
+    )
+    assert wrong({}, consul=8500) == "consul=8500 is not possible: give an address, host:port"
+
+
+def test_what_an_argument_fixes_replaces_what_the_environment_does():
+    env = {"DISCOVERY_WEB": "10.0.0.1:80"}
+    config = Config.from_env(env, static={"python-micro-service": "10.0.0.2:80", "API": "10.0.0.3:80"})
+    assert config.static == {"PYTHON_MICRO_SERVICE": "10.0.0.2:80", "API": "10.0.0.3:80"}
+    assert wrong({}, static={"web": ["10.0.0.1:80"]}) == (
+        "static={'web': ['10.0.0.1:80']} is not possible: give 'host:port', or 'host:port,host:port'"
+    )
+
+
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
     monkeypatch.setenv("DISCOVERY_DC", "east")
     monkeypatch.setenv("CONSUL_HTTP_ADDR", "10.0.0.1:8501")

@@ -159,6 +159,11 @@ def test_what_is_fixed_comes_first(machine):
     assert (instance, instance.source) == (("10.0.0.1", 80), "static")
 
 
+def test_what_an_argument_fixes_is_named_as_a_lookup_names_it(machine):
+    with Client(config(free_port()), static={"python-Web.1": "10.0.0.1:80"}) as client:
+        assert client.lookup("python-web.1") == ("10.0.0.1", 80)
+
+
 def test_the_agent_answers_what_is_not_fixed(agent, register, machine):
     register("web", 8080)
     instance = lookup_at(config(agent.http[1], static={"OTHER": "10.0.0.1:80"}))
@@ -235,4 +240,4 @@ def test_a_name_server_may_be_written_in_many_ways(machine, word, server):
 def test_a_wrong_name_server_is_refused_before_anything_is_asked(machine, word):
     with pytest.raises(ConfigurationError) as caught:
         sources.catalogue(Config(dns=(word,)))
-    assert f"{word!r} in DISCOVERY_DNS is no name server: write an address" in str(caught.value)
+    assert f"{word!r} in DISCOVERY_DNS or dns= is no name server: write an address" in str(caught.value)
