@@ -170,12 +170,18 @@ class Client:
         """Return all instances of *name*, the critical ones too when *healthy* is False.
 
         The snapshot is empty when there are none; with *near* the nearest come first. Arguments and
-        other errors are those of ``lookup``.
+        other errors are those of ``lookup``, except that one data centre is asked: there is no failover.
         """
         return self._run(self._all(name, tags, meta, dc, near, healthy), timeout)
 
     def explain(self, name: str, /, **options: Unpack[Options]) -> Explanation:
-        """Say how ``lookup`` with the same arguments comes to what it returns, instance by instance."""
+        """Say how ``lookup`` with the same arguments comes to what it returns, instance by instance.
+
+        Data centres that could not be asked are among the ``attempts``.
+
+        Raises:
+            RegistryUnavailable, RegistryError: as ``lookup``, and no data centre told of an instance.
+        """
         return self._run(self._explain(name, self._wish(**options)), options.get("timeout"))
 
     @contextmanager
@@ -246,7 +252,7 @@ class Client:
     ) -> Watch:
         """Return the live set of instances of *name*: iterate over it, or give it a callback.
 
-        It ends when it is closed, or this client is.
+        It ends when it is closed, or this client is. One data centre is watched: there is no failover.
         """
         query = ServiceQuery(service_name(name), dc or self.config.dc)
         with self._lock:  # so that ``close`` in another thread finds it, or comes first
@@ -266,7 +272,7 @@ class Client:
     ) -> Snapshot:
         """Wait until *name* has at least *min_instances* healthy instances, and return them.
 
-        An unreachable registry is waited for too.
+        An unreachable registry is waited for too. One data centre is asked: there is no failover.
 
         Raises:
             ServiceNotFound, NoHealthyInstances: not within *timeout* seconds; the reason is the one that
@@ -416,15 +422,24 @@ class Client:
     def _explain(self, name: str, wish: Wish) -> Steps[Explanation]:
         candidates: list[Candidate] = []
         attempts: list[Attempt] = []
+        failure: RegistryUnavailable | RegistryError | None = None
         for dc in wish.dcs:
-            service = yield from self._service(name, dc, wish.near)
+            started = time.monotonic()
+            try:
+                service = yield from self._service(name, dc, wish.near)
+            except (RegistryUnavailable, RegistryError) as exc:
+                failure = failure or exc
+                attempts += exc.attempts or [Attempt(self.where, time.monotonic() - started, str(exc))]
+                continue
             service.tally.expire()
             candidates += service.candidates(wish)
             attempts += service.attempts(self.where)
             if any(candidate.why_not is None for candidate in candidates):
                 break  # the next data centre is not asked
+        if failure is not None and not candidates:
+            raise failure
         strategy = wish.strategy if isinstance(wish.strategy, str) else type(wish.strategy).__name__
-        return Explanation(service.query.name, strategy, tuple(candidates), tuple(attempts))
+        return Explanation(service_name(name), strategy, tuple(candidates), tuple(attempts))
 
     def _all(
         self,

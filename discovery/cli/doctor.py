@@ -204,7 +204,8 @@ def _lookup(config: Config, name: str | None) -> tuple[bool, int, Finding]:
                 return True, 0, Finding("lookup", "ok", f"Lookups are answered: {known}.", seconds=took)
             instance = client.lookup(name)
             took = time.monotonic() - started
-            count = len(client.lookup_all(name))
+            # Not lookup_all, which does not fail over as the lookup may have done.
+            count = sum(candidate.why_not is None for candidate in client.explain(name).candidates)
         except DiscoveryError as exc:
             if name is None and _knows_dns(config):
                 return (

@@ -286,6 +286,24 @@ def test_the_exit_code_is_that_of_a_lookup(look, register):
     assert look("web", env={"CONSUL_HTTP_SSL": "perhaps"}).exit_code == 2
 
 
+def test_a_lookup_that_fails_over_works(faulty):
+    row = {
+        "Node": {"Node": "n", "Address": "10.0.0.1", "Datacenter": "dc1"},
+        "Service": {"ID": "web", "Service": "web", "Port": 80},
+        "Checks": [],
+    }
+    dc9 = answer(b"No path to datacenter", "500 Internal Server Error")
+    found = faulty(
+        ("/v1/health/service/web?dc=dc9", dc9),
+        ("/v1/health/service/web", answer([row], headers="X-Consul-Index: 5\r\n")),
+        name="web",
+        DISCOVERY_DC="dc9",
+        DISCOVERY_FAILOVER="dc1",
+    )
+    assert "returns 10.0.0.1:80, one of 1, from Consul" in the(found, "lookup").says
+    assert found.exit_code == 0
+
+
 def test_every_fault_comes_with_what_to_do(look, faulty, register):
     for found in (look("web"), faulty(("/v1/", denied())), look(env={"DISCOVERY_DNS": "127.0.0.1:1"})):
         assert all(finding.advice for finding in found.findings if finding.level != "ok")

@@ -280,6 +280,33 @@ def test_another_data_centre_when_this_one_cannot_be_asked(client, three_centres
         client.lookup("web", failover="dc3")
 
 
+def test_a_data_centre_that_cannot_be_asked_is_explained_and_another_one_is_asked(start, three_centres):
+    three_centres.refused[WEB] = RegistryUnavailable("no path to it")
+    client = start(failover="dc2,dc3")
+    for _ in range(2):
+        told = client.explain("web")
+        assert [(c.instance.port, c.why_not) for c in told.candidates] == [(20, None)]
+        assert [attempt.error for attempt in told.attempts] == ["no path to it", "1 of 1 healthy"]
+        assert client.lookup("web").port == 20
+    three_centres.set(service("web", "dc2"), entry(port=20, status="critical"))
+    wait_until(lambda: client.lookup("web").port == 30)
+    assert [candidate.instance.port for candidate in client.explain("web").candidates] == [20, 30]
+    three_centres.refused[service("ill", "dc3")] = RegistryUnavailable("no path to dc3")
+    for verb in (client.lookup, client.explain):
+        with pytest.raises(RegistryUnavailable, match="no path to dc3"):
+            verb("ill", dc="dc2", failover=["dc3"])
+
+
+def test_a_set_of_instances_is_that_of_one_data_centre(start, three_centres):
+    client = start(failover=("dc2",))
+    three_centres.set(WEB)
+    assert client.lookup("web").port == 20
+    assert ports(client.lookup_all("web")) == []
+    with pytest.raises(NoHealthyInstances, match="and found 0"):
+        client.wait_for("web", timeout=0.1)
+    assert ports(client.wait_for("web", dc="dc2")) == [20]
+
+
 # --- borrowing and reporting ---------------------------------------------------------------------------
 
 
