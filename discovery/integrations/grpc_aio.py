@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Unpack
 
 try:
@@ -190,21 +191,23 @@ class _Channel(grpc.aio.Channel):
             return
         client, target = self._balancer.client, self._target
 
-        def begin() -> tuple[Snapshot, Watch]:
+        def begin() -> tuple[str, Watch]:
             snapshot = client.lookup_all(target.name, tags=target.tags, dc=target.dc)
-            return snapshot, client.watch(target.name, tags=target.tags, dc=target.dc)
+            addresses = addresses_of(snapshot)  # which may resolve names
+            return addresses, client.watch(target.name, tags=target.tags, dc=target.dc)
 
         before = self._watch
         try:
-            snapshot, watch = await asyncio.to_thread(begin)
+            addresses, watch = await asyncio.to_thread(begin)
         except DiscoveryError as exc:
             raise _unavailable(str(exc)) from exc
         if self._watch is not before or self._closed:
             watch.close()  # another task was quicker
             return
         self._watch = watch
-        self._use(snapshot)
-        watch.on_change(_forward(weakref.ref(self), watch, asyncio.get_running_loop()))
+        self._use(addresses)
+        # A task of its own: this one may be cancelled, and the watch would tell nobody then.
+        self.spawn(_listen(watch, _forward(weakref.ref(self), watch, asyncio.get_running_loop())))
 
     async def _follow_again(self) -> None:
         try:
@@ -212,13 +215,12 @@ class _Channel(grpc.aio.Channel):
         except grpc.aio.AioRpcError:
             pass  # the next call tries again
 
-    def changed(self, watch: Watch, snapshot: Snapshot) -> None:
-        """The instances are now those of *snapshot*; in the loop."""
+    def changed(self, watch: Watch, addresses: str) -> None:
+        """The instances are now at *addresses*; in the loop."""
         if watch is self._watch:
-            self._use(snapshot)
+            self._use(addresses)
 
-    def _use(self, snapshot: Snapshot) -> None:
-        addresses = addresses_of(snapshot)
+    def _use(self, addresses: str) -> None:
         if addresses == self._addresses or self._closed:
             return
         self._addresses = addresses
@@ -292,6 +294,12 @@ def _unavailable(details: str) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, details)
 
 
+async def _listen(watch: Watch, callback: Callable[[Snapshot], None]) -> None:
+    """Have *callback* called, for the first time too, in a thread that may be blocked."""
+    with suppress(DiscoveryError):  # its client is closed: the next call follows anew
+        await asyncio.to_thread(watch.on_change, callback)
+
+
 def _forward(
     channel: weakref.ref[_Channel], watch: Watch, loop: asyncio.AbstractEventLoop
 ) -> Callable[[Snapshot], None]:
@@ -302,7 +310,7 @@ def _forward(
         try:
             if owner is None:
                 raise RuntimeError("nobody uses it any more")
-            loop.call_soon_threadsafe(owner.changed, watch, snapshot)
+            loop.call_soon_threadsafe(owner.changed, watch, addresses_of(snapshot))
         except RuntimeError:  # the loop is closed, too
             watch.close()
         else:

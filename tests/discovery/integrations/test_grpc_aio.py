@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -194,6 +196,34 @@ def test_a_call_does_not_wait_for_a_name_that_nobody_asked_for(
         await web.close()
 
     asyncio.run(main())
+
+
+def test_the_name_of_a_host_is_resolved_outside_of_the_loop(
+    run, fleet: Fleet, shared_grpc_servers: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (server.port for server in shared_grpc_servers[:2])
+    resolve, resolved = socket.getaddrinfo, []
+
+    def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        if host == "here.test":
+            resolved.append((port, threading.current_thread() is threading.main_thread()))
+            host = "127.0.0.1"
+        return resolve(host, port, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    fleet.register(first, address="here.test")
+
+    async def steps(web: grpc.aio.Channel) -> None:
+        assert await who(web) == first
+        fleet.register(second, address="here.test")
+
+        async def both() -> bool:
+            return {await who(web) for _ in range(2)} == {first, second}
+
+        await until(both)
+
+    run(steps)
+    assert set(resolved) == {(first, False), (second, False)}
 
 
 def test_a_registry_that_is_down_is_an_rpc_error_that_says_why() -> None:
