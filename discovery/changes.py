@@ -38,7 +38,7 @@ class Watch:
         self._closed = False
         self.wake: Callable[[], None] | None = None
         """Called in a background thread whenever it may be worth to look at ``has_news``."""
-        self._ends: list[Callable[[], None]] = []  # of the subscriptions
+        self._ends: set[Callable[[], None]] = set()  # of the subscriptions
         self._given: Snapshot | None = None  # to the reader, last
         self._latest: Snapshot | None = None  # None: nothing new since
         self._error: DiscoveryError | None = None
@@ -106,8 +106,15 @@ class Watch:
         if self._closed:
             return lambda: None
         end = self._engine.subscribe(self._query, changed)
-        self._ends.append(end)
-        return end
+        self._ends.add(end)
+
+        def unsubscribe() -> None:
+            end()
+            self._ends.discard(end)
+
+        if self.closed:  # by another thread, which may have come too early to end this one
+            unsubscribe()
+        return unsubscribe
 
     def close(self) -> None:
         """End the watch; a reader that waits gets StopIteration. Idempotent."""
@@ -117,7 +124,7 @@ class Watch:
             self._closed = True
             self._condition.notify_all()
         self._wake()
-        for end in self._ends:
+        for end in tuple(self._ends):
             end()
 
     def __enter__(self) -> Watch:
@@ -130,7 +137,7 @@ class Watch:
         self._pid = os.getpid()
         self._condition = threading.Condition()
         if not self._closed:
-            self._ends.append(self._engine.subscribe(self._query, self._changed))
+            self._ends.add(self._engine.subscribe(self._query, self._changed))
 
     def _changed(self, known: Known) -> None:
         with self._condition:

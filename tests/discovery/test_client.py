@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pkgutil
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -469,6 +471,23 @@ def test_a_callback_gets_what_there_is_and_then_every_change_until_it_ends(clien
         while ports(watch.next(5)) != [3]:
             pass
         assert len(heard) == 2
+
+
+def test_a_callback_that_has_ended_is_forgotten(client):
+    class Callback:
+        def __call__(self, snapshot: Snapshot) -> None:
+            pass
+
+    with client.watch("web") as watch:
+        watch.next(5)
+        callback = Callback()
+        forgotten = weakref.ref(callback)
+        end = watch.on_change(callback)
+        end()
+        end()
+        del callback, end
+        gc.collect()
+        assert forgotten() is None
 
 
 def test_a_callback_that_fails_keeps_the_news_from_nobody(client, catalogue, caplog):
