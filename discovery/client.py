@@ -45,7 +45,7 @@ from discovery.errors import (
 from discovery.heartbeat import Heartbeat
 from discovery.model import Instance, NamesQuery, Query, ServiceName, ServiceQuery, Snapshot
 from discovery.names import close_names, fold, service_name
-from discovery.service import Candidate, Explanation, Loan, Options, Service, Tally, Trial, Wish
+from discovery.service import Candidate, Explanation, Loan, Options, Service, Tally, Trial, Wish, excluded
 
 __all__ = [
     "Client",
@@ -110,7 +110,7 @@ class Client:
         failover: Sequence[str] = (),
         strategy: str | balance.Strategy | None = None,
         key: str | None = None,
-        exclude: Collection[Instance] = (),
+        exclude: Collection[Instance] | Instance = (),
         timeout: float | None = None,
         default: Instance | None = None,
     ) -> Instance:
@@ -130,7 +130,7 @@ class Client:
                 ``random``, ``weighted``, ``least_loaded``, ``ewma``, ``ring_hash``, ``sticky``) or an
                 object of your own. ``Config.strategy`` by default.
             key: what to meet the same instance for, with ``ring_hash`` (its default) or ``sticky``.
-            exclude: instances not to return, for example those already tried.
+            exclude: instances not to return, or one, for example those already tried.
             timeout: seconds to wait for the first answer about a name; ``Config.timeout`` by default.
             default: returned instead of raising when nothing can be found.
 
@@ -234,6 +234,7 @@ class Client:
         Raises:
             Exception: what *fn* raised last; its note says which instances were tried.
             LookupFailed, RegistryUnavailable, RegistryError: as ``lookup``, before anything was tried.
+            ConfigurationError: *attempts* is below 1.
         """
         trial = Trial(self._tally(name), attempts, options)
         if hedge is not None:
@@ -385,9 +386,11 @@ class Client:
         failover: Sequence[str] = (),
         strategy: str | balance.Strategy | None = None,
         key: str | None = None,
-        exclude: Collection[Instance] = (),
-        **_: object,
+        exclude: Collection[Instance] | Instance = (),
+        timeout: float | None = None,
+        default: Instance | None = None,
     ) -> Wish:
+        """Return what ``Options`` ask for; the last two are the business of who carries that out."""
         if strategy is None:
             strategy = "first" if near else "ring_hash" if key is not None else self.config.strategy
         return Wish(
@@ -398,7 +401,7 @@ class Client:
             near,
             strategy,
             key,
-            exclude,
+            excluded(exclude),
         )
 
     def _choose(self, name: str, wish: Wish) -> Steps[Instance]:

@@ -22,10 +22,10 @@ from discovery import balance
 from discovery.changes import compared, is_usable, matches, snapshot_of
 from discovery.config import Config
 from discovery.engine import Known
-from discovery.errors import Attempt
+from discovery.errors import Attempt, ConfigurationError
 from discovery.model import Instance, ServiceName, ServiceQuery, Snapshot
 
-__all__ = ["Candidate", "Explanation", "Loan", "Options", "Service", "Tally", "Trial", "Wish"]
+__all__ = ["Candidate", "Explanation", "Loan", "Options", "Service", "Tally", "Trial", "Wish", "excluded"]
 
 _VIEWS: Final = 64
 """Filters that are remembered per service, with their place in the round; beyond that they start over."""
@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
     failover: Sequence[str]
     strategy: str | balance.Strategy | None
     key: str | None
-    exclude: Collection[Instance]
+    exclude: Collection[Instance] | Instance
     timeout: float | None
     default: Instance | None
 
@@ -280,13 +280,19 @@ class Loan:
 
 
 class Trial:
-    """One ``call``: which instances have been tried, and whether another one may be."""
+    """One ``call``: which instances have been tried, and whether another one may be.
+
+    Raises:
+        ConfigurationError: *attempts* is below 1.
+    """
 
     def __init__(self, tally: Tally, attempts: int, options: Options) -> None:
+        if attempts < 1:
+            raise ConfigurationError(f"attempts={attempts!r} is not possible: give at least 1")
         self._tally = tally
         self.attempts = attempts
         self.tried: list[Instance] = []
-        self._given = tuple(options.get("exclude", ()))
+        self._given = tuple(excluded(options.get("exclude", ())))
         self._failures: list[Exception] = []
         self._noted: Exception | None = None
         self.options: Options = options
@@ -329,6 +335,11 @@ class Trial:
         if failure is not self._noted:
             self._noted = failure
             failure.add_note(f"tried {', '.join(map(str, self.tried))}; {why_not}")
+
+
+def excluded(given: Collection[Instance] | Instance) -> Collection[Instance]:
+    """Return *given*, a single instance as one of them: its host and its port would exclude nobody."""
+    return (given,) if isinstance(given, Instance) else given
 
 
 def _failing_check(instance: Instance) -> str:

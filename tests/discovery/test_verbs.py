@@ -424,6 +424,34 @@ def test_what_the_caller_excludes_is_not_tried(client):
     assert sorted(servers.met) == [1, 2]
 
 
+def test_one_instance_is_excluded_without_a_list(client):
+    left_out = client.lookup("web")
+    others = {1, 2, 3} - {left_out.port}
+    assert {client.lookup("web", exclude=left_out).port for _ in range(6)} == others
+    told = client.explain("web", exclude=left_out)
+    assert {c.instance.port for c in told.candidates if c.why_not is None} == others
+    servers = Servers(**{f"_{n}": ConnectionError(str(n)) for n in (1, 2, 3)})
+    with pytest.raises(ConnectionError):
+        client.call("web", servers, exclude=left_out)
+    assert set(servers.met) == others
+
+
+@pytest.mark.parametrize("hedge", [None, 0.1])
+def test_no_attempts_are_no_call(client, hedge):
+    servers = Servers()
+    with pytest.raises(ConfigurationError, match=r"^attempts=0 is not possible: give at least 1$"):
+        client.call("web", servers, attempts=0, hedge=hedge)
+    assert not servers.met
+
+
+def test_an_unknown_argument_is_refused(client):
+    for verb in (client.lookup, client.lookup_all, client.explain):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'bogus'"):
+            verb("web", bogus=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bogus'"), client.borrow("web", bogus=1):
+        pass
+
+
 def test_a_failed_lookup_is_raised_as_it_is(client):
     with pytest.raises(ServiceNotFound):
         client.call("nope", Servers())
