@@ -281,11 +281,15 @@ def _words(raw: str, *, off: str | None = None) -> tuple[str, ...]:
 
 
 def _addresses(service: str, text: object) -> str:
-    if isinstance(text, str):
-        return text
-    raise ConfigurationError(
-        f"static={{{service!r}: {text!r}}} is not possible: give 'host:port', or 'host:port,host:port'"
-    )
+    """Check what ``static`` says of *service*, at once: unlike a variable it is meant for nobody else."""
+    from discovery.backends.static import address  # which needs TOML and JSON
+
+    said = f"static={{{service!r}: {text!r}}}"
+    if not isinstance(text, str):
+        raise ConfigurationError(f"{said} is not possible: give 'host:port', or 'host:port,host:port'")
+    for word in _words(text):
+        address(word, origin=said)
+    return text
 
 
 def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:

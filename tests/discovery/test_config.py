@@ -231,6 +231,9 @@ def test_what_an_argument_fixes_replaces_what_the_environment_does():
     assert wrong({}, static={"web": ["10.0.0.1:80"]}) == (
         "static={'web': ['10.0.0.1:80']} is not possible: give 'host:port', or 'host:port,host:port'"
     )
+    assert wrong({}, static={"web": "10.0.0.1:80,10.0.0.2"}).startswith(
+        "'10.0.0.2' in static={'web': '10.0.0.1:80,10.0.0.2'} is no address: write host:port"
+    )
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
