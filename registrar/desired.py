@@ -143,8 +143,11 @@ def desire(
             because Docker then no longer tells where it was.
         now: nanoseconds on the engine's clock, to which a kept registration's age is counted.
     """
+    extensions = Extensions.of(container)
+    container = extensions.applied_to(container)
     metadata = Metadata.of(container)
-    deciding = _Deciding(container, rules, host, metadata, list(metadata.problems))
+    problems = [*metadata.problems, *extensions.problems]
+    deciding = _Deciding(container, rules, host, metadata, extensions, problems)
     if reason := deciding.not_serving(stopping):
         return deciding.keep(reason, stopping, previous, now)
     return deciding.register()
@@ -158,6 +161,7 @@ class _Deciding:
     rules: Rules
     host: Host
     metadata: Metadata
+    extensions: Extensions
     problems: list[Problem]
     several: bool = False
     """More than one port can be reached."""
@@ -211,17 +215,14 @@ class _Deciding:
     # One that serves -------------------------------------------------------------------------------------
 
     def register(self) -> Desired:
-        extensions = Extensions.of(self.container)
-        self.problems.extend(extensions.problems)
         if problem := label_problem(self.container, self.rules):
             self.problems.append(problem)
-        container = extensions.applied_to(self.container)
         node_address = self.host.node_address
         found = {
             port: find_places(
-                container, port, self.rules, node_address=node_address, service_ip=self._service_ip(port)
+                self.container, port, self.rules, node_address=node_address, service_ip=self._service_ip(port)
             )
-            for port in container.ports
+            for port in self.container.ports
         }
         self.several = sum(not isinstance(places, str) for places in found.values()) > 1
         self.checked = any(has_check(self.metadata.for_port(port)) for port in found)
@@ -235,7 +236,7 @@ class _Deciding:
             else:
                 for place in places:
                     second = f"@{place.address}:{place.port}" if place != places[0] else ""
-                    decisions.extend(self._register(port, place, second, extensions))
+                    decisions.extend(self._register(port, place, second))
         decisions = list(self._with_distinct_ids(decisions))
         check_ids = {check.id for one in decisions if one.registration for check in one.registration.checks}
         reports = (
@@ -280,7 +281,7 @@ class _Deciding:
             return "-explicit, and no SERVICE_NAME is given"
         return ""
 
-    def _register(self, port: Port, place: Place, second: str, extensions: Extensions) -> Iterator[Decision]:
+    def _register(self, port: Port, place: Place, second: str) -> Iterator[Decision]:
         """Decide on one place of one port: one registration under each of its names.
 
         Args:
@@ -290,9 +291,9 @@ class _Deciding:
         first_id, id_rule, default_id = self._id(port, values)
         tags = self._tags(port, values)
         meta = self._meta(values)
-        weight, weight_rule = extensions.weight(port)
-        override, override_rule = extensions.tag_override(port)
-        mesh, mesh_rule = extensions.mesh(port)
+        weight, weight_rule = self.extensions.weight(port)
+        override, override_rule = self.extensions.tag_override(port)
+        mesh, mesh_rule = self.extensions.mesh(port)
         for position, (name, name_rule) in enumerate(self._names(port, values)):
             if not self._allowed(name, name_rule, values):
                 reason = f"the name {name!r} is not among those of --allow-name"
@@ -498,8 +499,8 @@ def _meta_problem(key: str, text: str) -> str:
         return f"a key of meta has at most {MAX_META_KEY} letters, digits, '-' and '_'"
     if key.startswith("consul-"):
         return "Consul keeps keys that begin with 'consul-' for itself"
-    if len(text) > MAX_META_VALUE:
-        return f"it has {len(text)} characters, and Consul keeps at most {MAX_META_VALUE} of a meta value"
+    if (octets := len(text.encode(errors="surrogatepass"))) > MAX_META_VALUE:
+        return f"it has {octets} octets, and Consul keeps at most {MAX_META_VALUE} of a meta value"
     return ""
 
 

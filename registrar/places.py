@@ -89,7 +89,7 @@ def find_places(
     elif rules.internal:
         found = _inside(container, port, rules, given)
     else:
-        found = _published(container, port, rules, given.address if given else node_address)
+        found = _published(container, port, rules, given, node_address)
     if isinstance(found, str):
         return found
     places = found if isinstance(found, list) else [found]
@@ -126,18 +126,24 @@ def _inside(container: Container, port: Port, rules: Rules, given: GivenAddress 
     return f"the container has no address in any network{' but ' + INGRESS if INGRESS in networks else ''}"
 
 
-def _published(container: Container, port: Port, rules: Rules, reached_at: str) -> list[Place] | Place | str:
-    """The binding that serves whoever is given the address *reached_at*; empty: an IPv4 address."""
+def _published(
+    container: Container, port: Port, rules: Rules, given: GivenAddress | None, node_address: str
+) -> list[Place] | Place | str:
+    """The binding that serves whoever is given the address *given*, else the node's."""
     if not port.number:
         return Place("", 0, "a service without a port, at the node's address")
     if not port.bindings:
         if any(network.name == INGRESS for network in container.networks):
             return "Swarm's routing mesh publishes the port, and not this task (publish it with mode=host)"
         return "the port is not published (-internal registers such ports)"
-    usable = _usable(port.bindings, rules, ipv6=":" in reached_at)
-    if not usable:
+    reachable = [one for one in port.bindings if rules.allow_loopback or not _is_loopback(one.host_ip)]
+    if not reachable:
         hosts = ", ".join(sorted({binding.host_ip for binding in port.bindings}))
         return f"the port is published on {hosts} only, out of reach for others (--allow-loopback)"
+    usable = _usable(reachable, given.address if given else "", node_address)
+    if not usable:
+        other = "IPv4" if ":" in node_address else "IPv6"
+        return f"the port is published over {other} only, where the node's address {node_address} is not"
     if rules.every_binding:
         return [Place(_address(one), one.host_port, f"published as {_endpoint(one)}") for one in usable]
     first = usable[0]
@@ -154,23 +160,33 @@ def _published(container: Container, port: Port, rules: Rules, reached_at: str) 
     return Place(_address(first), first.host_port, rule, MappingProxyType(tagged))
 
 
-def _usable(bindings: Sequence[Binding], rules: Rules, *, ipv6: bool) -> list[Binding]:
-    """Return the bindings that others can reach, the one to register first.
+def _usable(bindings: Sequence[Binding], given: str, node_address: str) -> list[Binding]:
+    """Return the bindings that serve who is *given* an address, else their own, the one to register first.
 
-    Best is every address of the host, then a given one; IPv4 before IPv6; the lowest port. Where every
-    address of either family is bound, the family that is not *ipv6*'s is left out.
+    Best is the address that is given, then every address of the host, then another one; IPv4 before IPv6; the
+    lowest port. Every address means those of one family, so it serves at none of the other.
     """
+    ipv6 = ":" in (given or node_address)
 
-    def preference(binding: Binding) -> tuple[bool, bool, bool, int, str]:
+    def fits(binding: Binding) -> bool:
+        return not binding.host_ip or (":" in binding.host_ip) is ipv6
+
+    def preference(binding: Binding) -> tuple[bool, bool, bool, bool, int, str]:
         host_ip = binding.host_ip
-        return _is_loopback(host_ip), not binding.everywhere, ":" in host_ip, binding.host_port, host_ip
+        elsewhere = bool(given) and host_ip != given
+        return (
+            *(_is_loopback(host_ip), elsewhere, not binding.everywhere, ":" in host_ip),
+            *(binding.host_port, host_ip),
+        )
 
-    reached = [b for b in bindings if b.everywhere and (not b.host_ip or (":" in b.host_ip) is ipv6)]
-    left_out = {b for b in bindings if b.everywhere}.difference(reached) if reached else set()
-    return sorted(
-        (b for b in bindings if b not in left_out and (rules.allow_loopback or not _is_loopback(b.host_ip))),
-        key=preference,
-    )
+    if given:
+        # What -ip says in front of an address of the other family is the operator's to know.
+        usable = [one for one in bindings if fits(one)] or bindings
+    elif node_address or any(one.everywhere and fits(one) for one in bindings):
+        usable = [one for one in bindings if not one.everywhere or fits(one)]
+    else:
+        usable = bindings
+    return sorted(usable, key=preference)
 
 
 def _label_address(container: Container, rules: Rules) -> tuple[GivenAddress | None, Problem | None]:

@@ -252,7 +252,6 @@ def test_a_container_without_ports_has_nothing_to_register() -> None:
     ("bindings", "address", "port"),
     [
         ([("0.0.0.0", 1)], "", 1),
-        ([("::", 1)], "", 1),
         ([("0.0.0.0", 1), ("::", 1)], "", 1),
         ([("", 1)], "", 1),
         ([("10.0.0.5", 1)], "10.0.0.5", 1),
@@ -262,7 +261,7 @@ def test_a_container_without_ports_has_nothing_to_register() -> None:
         ([("0.0.0.0", 9), ("0.0.0.0", 8)], "", 8),
         ([("127.0.0.1", 1), ("10.0.0.5", 2)], "10.0.0.5", 2),
         ([("::", 1), ("0.0.0.0", 2)], "", 2),
-        ([("::", 1), ("10.0.0.5", 2)], "", 1),
+        ([("::", 1), ("10.0.0.5", 2)], "10.0.0.5", 2),
     ],
 )
 def test_337_291_409_477_address_and_port_are_of_one_binding(
@@ -294,6 +293,46 @@ def test_337_291_409_477_the_port_is_that_of_the_addresss_family(
 ) -> None:
     desired = desire(container(publish=APART, **options), rules, replace(HOST, node_address=node))
     assert [(one.address, one.port) for one in desired.registrations] == [(address, port)]
+
+
+@pytest.mark.parametrize(
+    ("ip", "bindings", "ports"),
+    [
+        ("fd00::5", [("10.0.0.5", 80), ("fd00::5", 81)], [81]),
+        ("fd00::5", [("0.0.0.0", 32769), ("fd00::5", 8081)], [8081]),
+        ("fd00::9", [("10.0.0.5", 80), ("fd00::5", 81)], [81]),
+        ("192.168.1.1", [("10.0.0.5", 80), ("192.168.1.1", 81)], [81, 80]),
+        ("192.168.1.1", [("0.0.0.0", 82), ("192.168.1.1", 81)], [81, 82]),
+        ("10.0.0.9", [("10.0.0.5", 80), ("fd00::5", 81)], [80]),
+        ("10.0.0.9", [("fd00::5", 81)], [81]),  # whatever translates between the two
+    ],
+)
+def test_337_291_409_477_a_given_address_has_a_port_of_its_own_binding_or_family(
+    ip: str, bindings: list[tuple[str, int]], ports: list[int]
+) -> None:
+    for every in (False, True):
+        desired = decided(Rules(ip=ip, every_binding=every), publish={"80/tcp": bindings})
+        assert [one.port for one in desired.registrations] == (ports if every else ports[:1])
+        assert {one.address for one in desired.registrations} == {ip}
+
+
+@pytest.mark.parametrize(
+    ("node", "binding", "why"),
+    [
+        ("172.28.128.3", "::", "over IPv6 only, where the node's address 172.28.128.3 is not"),
+        ("fd00::3", "0.0.0.0", "over IPv4 only, where the node's address fd00::3 is not"),
+    ],
+)
+def test_337_a_port_of_the_other_family_alone_is_not_registered_at_the_nodes_address(
+    node: str, binding: str, why: str
+) -> None:
+    one = container(publish={"80/tcp": [(binding, 32768)]})
+    (decision,) = desire(one, Rules(), replace(HOST, node_address=node)).decisions
+    assert decision.registration is None
+    assert why in decision.reason
+    # Where the agent does not tell its address, nobody knows better.
+    (unknown,) = desire(one, Rules(), replace(HOST, node_address="")).registrations
+    assert (unknown.address, unknown.port) == ("", 32768)
 
 
 def test_691_256_598_229_321_both_families_of_one_port_become_tagged_addresses() -> None:
@@ -361,6 +400,9 @@ def test_608_152_host_mode_takes_ports_that_the_image_does_not_expose() -> None:
 
 
 def test_38_42_465_487_576_a_service_needs_no_port() -> None:
+    named = {"portcall.expose": "9000", "SERVICE_9000_NAME": "admin"}
+    assert registered(port="9000/tcp", network="host", labels=named).name == "admin"
+    assert problems(network="host", labels=named) == []
     labels = {"portcall.expose": "0"}
     published = registered(port="0/tcp", labels=labels)
     assert (published.id, published.address, published.port) == ("host-1:web:0", "", 0)
@@ -626,6 +668,7 @@ def test_347_664_a_part_in_the_service_mesh() -> None:
         ("portcall.tag-override", "yes", "write true or false"),
         ("portcall.expose", "http", "'http' is no port"),
         ("portcall.expose", "80,99999", "'99999' is no port"),
+        ("portcall.expose", "9" * 40, "is no port"),
         ("portcall.wieght", "1", "known: expose, network, weight"),
         ("portcall.80.expose", "1", "there is no such label"),
     ],
