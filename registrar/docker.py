@@ -57,6 +57,10 @@ class DockerUnavailable(DiscoveryError, ConnectionError):
     """The Docker engine could not be asked, broke off, or refused."""
 
 
+class DockerRefused(DockerUnavailable):
+    """The engine answered, with a fault of its own in the one container that was asked for."""
+
+
 class SocketDeleted(DockerUnavailable):
     """The engine's socket is gone for good: no waiting brings it back to this process.
 
@@ -341,6 +345,8 @@ class Docker:
             yield
         except docker.errors.APIError as exc:
             raise DockerUnavailable(f"Docker at {self.where} refuses: {exc.explanation or exc}") from exc
+        except _Refusal as exc:
+            raise DockerRefused(f"Docker at {self.where} cannot tell: {exc}") from exc
         except _FAILURES as exc:
             # The SDK wraps the operating system's words several times; the innermost are for people.
             cause: BaseException = exc
@@ -362,6 +368,10 @@ class _Client(docker.APIClient):
         if self.verify is not True:
             merged["verify"] = self.verify
         return merged
+
+
+class _Refusal(Exception):
+    """An answer that is neither what was asked for nor that it is gone."""
 
 
 class _Direct:
@@ -393,7 +403,7 @@ class _Direct:
             return None
         if reply.status != HTTPStatus.OK:
             said = reply.data.decode(errors="replace").strip()
-            raise docker.errors.DockerException(f"it answered GET /{path} with HTTP {reply.status}: {said}")
+            raise _Refusal(f"it answered GET /{path} with HTTP {reply.status}: {said}")
         return json.loads(reply.data)
 
 

@@ -98,10 +98,15 @@ class Picture:
                 meta = {key: value for key, value in known.meta.items() if key != META_SPEC}
                 self._actual[service_id] = replace(known, meta=MappingProxyType(meta))
 
-    def release(self, service_id: ServiceID) -> None:
-        """Give up a claim: the agent did not take the registration."""
+    def release(self, service_id: ServiceID) -> bool:
+        """Give up a claim, if it still stands: the agent did not take the registration."""
         with self._lock:
-            self._claims.pop(service_id, None)
+            return self._claims.pop(service_id, None) is not None
+
+    def has(self, service_id: ServiceID) -> bool:
+        """Whether somebody has the id, or is about to have it."""
+        with self._lock:
+            return service_id in self._actual or service_id in self._claims
 
     def containers(self) -> frozenset[ContainerID]:
         """Return the containers that something of ours stands for."""

@@ -28,7 +28,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -46,7 +46,7 @@ from registrar.checks import Probe
 from registrar.config import Settings
 from registrar.containers import Container, ContainerID, Summary
 from registrar.desired import Desired, Host, desire
-from registrar.docker import DockerUnavailable, EngineInfo, Event, SocketDeleted
+from registrar.docker import DockerRefused, DockerUnavailable, EngineInfo, Event, SocketDeleted
 from registrar.metrics import Metrics
 from registrar.owner import Owner, owner_name
 from registrar.picture import Picture, Row
@@ -272,7 +272,7 @@ class Reconciler:
             if not self._registry_here:
                 faults.append(f"the registry at {self._backend.where} does not answer")
             if self._denied:
-                faults.append(f"the registry refuses services of {len(self._denied)} containers")
+                faults.append(f"{len(self._denied)} containers cannot be registered; the log says why")
         if self.hangs():
             faults.append(f"a look has been under way for {self._queue.under_way():.0f} s")
         return faults
@@ -554,6 +554,11 @@ class Reconciler:
                 else:
                     self._pass(ContainerID(task))
                 self._pass_pauses.reset()
+            except DockerRefused as exc:
+                # The engine is there, and this container is at fault: it alone is tried again and again.
+                self._metrics.count("errors_total", side="docker")
+                self._once(self._known(ContainerID(task)), logging.ERROR, str(exc))
+                self._note_refused(ContainerID(task), refused=True)
             except DiscoveryError as exc:
                 self._failed(task, exc)
             except Exception:
@@ -637,11 +642,13 @@ class Reconciler:
                 now=self._wall_clock(),
             )
         plan = self._picture.plan(container_id, desired, claim=True)
+        self._wait_for(container_id, known, {refusal.registration.id for refusal in plan.refusals})
         try:
             refused = self._apply(plan, _why_removed(desired), known)
         finally:
             for write in plan.writes:
-                self._picture.release(write.registration.id)
+                if self._picture.release(write.registration.id):
+                    self._wake_those_who_want(write.registration.id)
         if not plan.in_step:
             self._count_writes(event_at)
         self._note_refused(container_id, refused)
@@ -651,7 +658,6 @@ class Reconciler:
                     self._forget(container_id)
             else:
                 known.desired = desired
-                known.refused = frozenset(refusal.registration.id for refusal in plan.refusals)
                 self._sharing.pop(container_id, None)
                 if container.network_of:
                     self._sharing[container_id] = container.network_of
@@ -756,6 +762,14 @@ class Reconciler:
             return False
         return True
 
+    def _wait_for(self, container_id: ContainerID, known: _Known, ids: Collection[ServiceID]) -> None:
+        """Have the container looked at again when one of *ids*, which others have, is free."""
+        with self._lock:
+            known.refused = frozenset(ids)
+        # One that went free since the plan was made woke nobody.
+        if not all(map(self._picture.has, ids)):
+            self._queue.add(container_id)
+
     def _wake_those_who_want(self, service_id: ServiceID) -> None:
         with self._lock:
             waiting = [key for key, known in self._containers.items() if service_id in known.refused]
@@ -775,6 +789,10 @@ class Reconciler:
             others = list(self._denied)
         for other in others:
             self._queue.add(other)
+
+    def _known(self, container: ContainerID) -> _Known:
+        with self._lock:
+            return self._containers.setdefault(container, _Known())
 
     def _forget(self, container: ContainerID) -> None:
         """Drop all that is remembered of a container that is gone. The caller holds the lock."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from registrar.containers import Container, ContainerID, Summary, signal_number
-from registrar.docker import DockerUnavailable, EngineInfo, Event
+from registrar.docker import DockerRefused, DockerUnavailable, EngineInfo, Event
 from tests.registrar.build import container_id, raw_container
 
 __all__ = ["FakeDocker"]
@@ -49,6 +49,8 @@ class FakeDocker:
         self.up = True
         self.inspected: list[str] = []
         """Ids, in the order they were asked for."""
+        self.broken: set[str] = set()
+        """Names of containers of which the engine cannot tell."""
         self.lists = 0
         self.executed: list[tuple[ContainerID, tuple[str, ...]]] = []
         self.exits: dict[tuple[str, ...], tuple[int | None, str]] = {}
@@ -92,6 +94,8 @@ class FakeDocker:
             if raw is None:
                 return None
             found = Container.from_json(raw)
+            if found.name in self.broken:
+                raise DockerRefused(f"Docker at {self.where} cannot tell: HTTP 500: RWLayer is nil")
             target = self._find(found.shared_network) if found.shared_network else None
             return found.joined(Container.from_json(target)) if target else found
 

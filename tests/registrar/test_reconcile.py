@@ -13,7 +13,11 @@ import pytest
 
 from discovery.errors import AccessDenied, RegistryOverloaded, RegistryUnavailable, RequestRejected
 from discovery.model import CheckID, Registration, ServiceID, ServiceName, Status
+from registrar.containers import ContainerID
+from registrar.desired import Desired
 from registrar.owner import META_OWNER, Owner
+from registrar.picture import Picture
+from registrar.plan import Plan
 from registrar.reconcile import GaveUp
 from registrar.rules import Rules
 from tests.registrar.build import container_id
@@ -490,6 +494,48 @@ def test_of_two_containers_with_one_id_the_second_waits_for_it(
     wait_until(lambda: registry.table().get("db") == ("nginx", "", 32769))
 
 
+def test_an_id_that_goes_free_while_it_is_refused_is_not_missed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Picture.plan
+
+    def plan_slowly(self: Picture, container: ContainerID, desired: Desired | None, **how: Any) -> Plan:
+        made = plan(self, container, desired, **how)
+        if made.refusals and how.get("claim") and registry.table():
+            docker.remove("a")
+            wait_until(lambda: not registry.table(), message="a is gone, and has told who waited")
+        return made
+
+    monkeypatch.setattr(Picture, "plan", plan_slowly)
+    start(resync=0)
+    docker.run("a", publish=["80/tcp"], env={"SERVICE_ID": "db"})
+    wait_until(lambda: registry.table().get("db") == ("nginx", "", 32768))
+    docker.run("b", publish=["80/tcp"], env={"SERVICE_ID": "db"})
+    wait_until(lambda: registry.table().get("db") == ("nginx", "", 32769))
+
+
+def test_a_container_that_docker_cannot_tell_of_costs_only_itself(
+    docker: FakeDocker,
+    registry: FakeRegistry,
+    start: Any,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.PROBE_INTERVAL", 0.01)
+    docker.broken.add("bad")
+    docker.run("bad", publish=["80/tcp"])
+    start(resync=0)
+    wait_until(lambda: lines(log, "cannot tell"))
+    lists, asked = docker.lists, docker.inspected.count(container_id("bad"))
+    docker.run("web", publish=["80/tcp"])
+    see(registry, "web:80")
+    wait_until(lambda: docker.inspected.count(container_id("bad")) >= asked + 5)
+    assert docker.lists <= lists + 1, "no outage, so nothing is looked at anew"
+    assert len(lines(log, "cannot tell")) == 1
+    docker.broken.clear()
+    see(registry, "bad:80", "web:80")
+
+
 def test_drift_made_by_hand_is_undone(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
     running = start()
     docker.run("web", publish=["80/tcp"])
@@ -743,7 +789,7 @@ def test_health_says_what_is_missing(docker: FakeDocker, registry: FakeRegistry,
     registry.come_back()
     registry.faults["register"] = AccessDenied("no", status=403)
     docker.run("web", publish=["80/tcp"])
-    wait_until(lambda: faults() == ["the registry refuses services of 1 containers"])
+    wait_until(lambda: faults() == ["1 containers cannot be registered; the log says why"])
 
 
 def test_a_look_that_hangs_shows_and_stops_the_watchdogs_file(

@@ -501,6 +501,9 @@ def error_of(status: int, body: str, *, asked: str, where: str, token: bool) -> 
         # would hold up every other name of this process.
         case 500 if "No path to datacenter" in body:
             return RequestRejected(wrong, status=status, body=said)
+        # The agent's own settings forbid what was to be registered, and will in the next second.
+        case 500 if "Scripts are disabled" in body:
+            return RequestRejected(wrong, status=status, body=said)
         # Consul 1.8 says it so when the check is unknown; newer releases say 404.
         case 500 if "does not have associated TTL" in body:
             return UnknownResource(wrong, status=status, body=said)

@@ -615,6 +615,7 @@ def test_a_duration_above_zero_stays_so(seconds):
         (500, "rpc error making call: EOF", RegistryUnavailable),
         (500, "No path to datacenter", RequestRejected),
         (500, 'CheckID "web" does not have associated TTL', UnknownResource),
+        (500, "Scripts are disabled on this agent; to enable, configure ...", RequestRejected),
         (502, "<html>Bad Gateway</html>", RegistryUnavailable),
         (503, "", RegistryUnavailable),
         (301, "Moved", RegistryUnavailable),
