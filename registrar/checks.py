@@ -58,7 +58,9 @@ SETTINGS: Final = (
     *("interval", "timeout", "initial_status", "deregister_after", "name", "notes"),
     *("method", "http_method", "https_method", "header", "body", "tls_skip_verify", "grpc_use_tls"),
 )
-_NUMBERED: Final = re.compile(r"(\d+)_(.+)\Z")
+_MAX_PROBE_TTL: Final = 1e9
+"""Seconds, thirty years: three intervals may be more than Go's 292 years, and Consul refuses that."""
+_NUMBERED: Final = re.compile(r"(\d{1,9})_(.+)\Z")
 _STATUSES: Final = ("passing", "warning", "critical")
 _BOOLEANS: Final = {
     **dict.fromkeys(("1", "t", "true", "yes", "on"), True),
@@ -259,7 +261,7 @@ class _Reading:
         # What runs is in the notes, for people, and so that another command is another definition.
         return {
             "id": check_id,
-            "ttl": max(MIN_PROBE_TTL, 3 * interval + timeout),
+            "ttl": min(max(MIN_PROBE_TTL, 3 * interval + timeout), _MAX_PROBE_TTL),
             "notes": shlex.join(args),
         }
 
@@ -338,7 +340,7 @@ def _header(text: str) -> Mapping[str, tuple[str, ...]]:
     wrong = 'it is no header; write JSON, for example {"Host": ["web.example"]}'
     try:
         raw = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: a hundred thousand brackets
         raise ValueError(wrong) from None
     if not isinstance(raw, dict):
         raise ValueError(wrong)

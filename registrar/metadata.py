@@ -209,8 +209,13 @@ def _check_extension(key: str, text: str) -> list[Port]:
 
 def _exposed(text: str) -> Port:
     number, _, protocol = text.strip().partition("/")
-    if not number.isdecimal() or int(number) > 65535 or protocol not in ("", "tcp", "udp", "sctp"):
-        raise ValueError(f"{text.strip()!r} is no port; write for example 9000 or 53/udp")
+    if (
+        not number.isdecimal()
+        or len(number) > 5
+        or int(number) > 65535
+        or protocol not in ("", "tcp", "udp", "sctp")
+    ):
+        raise ValueError(f"{text.strip()[:20]!r} is no port; write for example 9000 or 53/udp")
     return Port(int(number), cast(Protocol, protocol or "tcp"))
 
 
@@ -222,10 +227,11 @@ def _entry(rest: str, text: str, origin: str, source: int) -> _Entry | str:
         if not lowered:
             return "the key is missing; write for example SERVICE_NAME"
         return _Entry(lowered, Value(text, origin), rank=(0, 0, source))
-    low, high = int(found["low"]), int(found["high"] or found["low"])
     for number in (found["low"], found["high"]):
-        if number is not None and (number.startswith("0") or int(number) > 65535):
-            return f"{number} is no port; write one from 1 to 65535 without leading zeros"
+        # Its length first: Python reads no number of thousands of digits.
+        if number is not None and (number.startswith("0") or len(number) > 5 or int(number) > 65535):
+            return f"{number[:12]} is no port; write one from 1 to 65535 without leading zeros"
+    low, high = int(found["low"]), int(found["high"] or found["low"])
     if low > high:
         return f"the range {low}-{high} is empty; write the lower port first"
     # One port is more exact than any range, and a narrow range than a wide one.

@@ -296,7 +296,7 @@ def _check_meta(meta: Mapping[str, str], wrong: str, *, status: int = 400) -> No
             why = f"Key is too long (limit: {_MAX_META_KEY} characters)"
         elif key.startswith("consul-"):
             why = "Key prefix 'consul-' is reserved for internal use"
-        elif len(value) > _MAX_META_VALUE:
+        elif len(value.encode(errors="surrogatepass")) > _MAX_META_VALUE:
             why = f"Value is too long (limit: {_MAX_META_VALUE} characters)"
         else:
             continue

@@ -71,6 +71,7 @@ REFUSED: list[tuple[str, Any, int, str | tuple[str, str]]] = [
     ("meta key too long", {"Name": "x", "Meta": {"k" * 129: "1"}}, 400, META + "*"),
     ("meta key reserved", {"Name": "x", "Meta": {"consul-x": "1"}}, 400,
      PAIR + "('consul-x', '1'): Key prefix 'consul-' is reserved for internal use"),
+    ("meta value with too many octets", {"Name": "x", "Meta": {"k": "ü" * 257}}, 400, PAIR + "('k', *"),
     ("meta value too long", {"Name": "x", "Meta": {"k": "v" * 513}}, 400, PAIR + "('k', *"),
     ("65 metas", {"Name": "x", "Meta": {f"k{n}": "v" for n in range(65)}}, 400,
      META + "Node metadata cannot contain more than 64 key/value pairs"),

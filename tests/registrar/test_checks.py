@@ -149,6 +149,12 @@ def test_414_338_424_a_command_runs_inside_the_container() -> None:
     )
 
 
+def test_an_endless_interval_of_a_command_leaves_a_ttl_that_consul_takes() -> None:
+    ttl = one(check_cmd="true", check_interval="2000000h").ttl
+    assert ttl is not None
+    assert 2**31 < ttl * 1e9 < 2**63
+
+
 def test_a_command_may_be_called_docker_and_knows_where_the_service_is() -> None:
     metadata = {"check_docker": Value("nc $SERVICE_IP $SERVICE_PORT", "label SERVICE_CHECK_DOCKER")}
     (check,), (probe,), problems = parse_checks(metadata, TARGET)
@@ -177,6 +183,8 @@ def test_637_687_233_a_script_is_split_into_words_and_runs_only_where_it_is_allo
         ({"check_tcp": "1", "check_initial_status": "ok"}, "write passing, warning or critical"),
         ({"check_http": "/", "check_method": "G ET"}, "it is no HTTP method"),
         ({"check_http": "/", "check_header": "Host: a"}, "it is no header; write JSON"),
+        ({"check_http": "/", "check_header": "[" * 100_000}, "it is no header; write JSON"),
+        ({"check_http": "/", f"check_{'1' * 5000}_http": "/"}, "there is no such setting of a check"),
         ({"check_http": "/", "check_header": "[1]"}, "it is no header; write JSON"),
         ({"check_http": "/", "check_header": '{"a": 1}'}, "it is no header; write JSON"),
         ({"check_https": "/", "check_tls_skip_verify": "treu"}, "it is neither true nor false"),

@@ -83,6 +83,7 @@ def test_the_origin_is_told_as_it_is_written() -> None:
     ("name", "message"),
     [
         ("SERVICE_080_NAME", "080 is no port; write one from 1 to 65535 without leading zeros"),
+        (f"SERVICE_{'9' * 5000}_NAME", "999999999999 is no port; write one from 1 to 65535 without"),
         ("SERVICE_99999_NAME", "99999 is no port; write one from 1 to 65535 without leading zeros"),
         ("SERVICE_90-80_NAME", "the range 90-80 is empty; write the lower port first"),
         ("SERVICE_", "the key is missing; write for example SERVICE_NAME"),
