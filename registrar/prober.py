@@ -2,7 +2,8 @@
 
 Laws:
 - A probe is run at once when it is new, then every interval; never twice at the same time, and one that
-  takes longer than its interval is late, not piled up.
+  takes longer than its interval is late, not piled up. One that is set anew while it runs waits for
+  the end of that run, whose result is not told.
 - Exit codes are those of the agent's scripts (Consul: "Checks"): 0 passing, 1 warning, else critical.
 - A command that cannot be run because Docker is away says nothing: its check's TTL will.
 - The threads begin with the first probe: most hosts have none.
@@ -11,11 +12,12 @@ Laws:
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from discovery.errors import DiscoveryError
 from discovery.model import CheckID, Status
@@ -47,6 +49,14 @@ class Executor(Protocol):
         """Make every ``execute`` under way, and every later one, fail now."""
 
 
+class _Chain(NamedTuple):
+    """The runs of one probe, from when it is wanted until it no longer is."""
+
+    serial: int
+    """Tells a probe that was wanted before from the same one that is wanted again."""
+    probe: Probe
+
+
 class Prober:
     """See the module."""
 
@@ -63,22 +73,30 @@ class Prober:
         self._tell = tell
         self._clock = clock
         self._changed = threading.Condition()
-        self._wanted: dict[ContainerID, dict[CheckID, Probe]] = {}
-        self._due: list[tuple[float, CheckID, Probe]] = []
+        self._wanted: dict[ContainerID, dict[CheckID, _Chain]] = {}
+        """Each of them is either due, once, or its check is running."""
+        self._due: list[tuple[float, _Chain]] = []
         """A heap. What is no longer wanted is dropped when it comes up."""
+        self._running: set[tuple[ContainerID, CheckID]] = set()
+        self._serials = itertools.count()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
     def set(self, container: ContainerID, probes: Iterable[Probe]) -> None:
         """Run exactly *probes* inside *container* from now on."""
-        wanted = {probe.check_id: probe for probe in probes}
         with self._changed:
             before = self._wanted.pop(container, {})
+            wanted: dict[CheckID, _Chain] = {}
+            for probe in probes:
+                chain = before.get(probe.check_id)
+                if chain is None or chain.probe != probe:
+                    chain = _Chain(next(self._serials), probe)
+                    # While the one before still runs, this one waits for its end.
+                    if (container, probe.check_id) not in self._running:
+                        heapq.heappush(self._due, (self._clock(), chain))
+                wanted[probe.check_id] = chain
             if wanted:
                 self._wanted[container] = wanted
-            for check_id, probe in wanted.items():
-                if before.get(check_id) != probe:
-                    heapq.heappush(self._due, (self._clock(), check_id, probe))
             if self._due and not self._threads and not self._closed:
                 self._start()
             self._changed.notify_all()
@@ -102,41 +120,56 @@ class Prober:
             thread.start()
 
     def _work(self) -> None:
-        while (probe := self._take()) is not None:
+        while (chain := self._take()) is not None:
             begun = self._clock()
-            try:
-                code, output = self._executor.execute(probe.container, probe.args, probe.timeout)
-            except DiscoveryError as exc:
-                log.debug("cannot run %s: %s", probe.check_id, exc)
-            else:
-                if code is None:
-                    output = f"no answer within {probe.timeout:g} s\n{output}"
-                status = _STATUSES.get(code, "critical")
-                self._tell(
-                    probe, Report(probe.service_id, probe.check_id, status, output[:MAX_OUTPUT].strip())
-                )
-            with self._changed:
-                if self._is_wanted(probe):
-                    due = max(begun + probe.interval, self._clock())
-                    heapq.heappush(self._due, (due, probe.check_id, probe))
-                    self._changed.notify()
+            if report := self._run(chain.probe):
+                with self._changed:
+                    wanted = self._current(chain) == chain
+                if wanted:
+                    self._tell(chain.probe, report)
+            self._finished(chain, begun)
 
-    def _take(self) -> Probe | None:
-        """Wait for a probe that is due; None when the prober is closed."""
+    def _run(self, probe: Probe) -> Report | None:
+        """Return what the command says of the service; None when it cannot be run."""
+        try:
+            code, output = self._executor.execute(probe.container, probe.args, probe.timeout)
+        except DiscoveryError as exc:
+            log.debug("cannot run %s: %s", probe.check_id, exc)
+            return None
+        if code is None:
+            output = f"no answer within {probe.timeout:g} s\n{output}"
+        status = _STATUSES.get(code, "critical")
+        return Report(probe.service_id, probe.check_id, status, output[:MAX_OUTPUT].strip())
+
+    def _finished(self, chain: _Chain, begun: float) -> None:
+        """Have the check run again: after its interval, or at once where it was set anew meanwhile."""
+        with self._changed:
+            self._running.discard((chain.probe.container, chain.probe.check_id))
+            if current := self._current(chain):
+                due = self._clock()
+                if current == chain:
+                    due = max(begun + chain.probe.interval, due)
+                heapq.heappush(self._due, (due, current))
+                self._changed.notify()
+
+    def _take(self) -> _Chain | None:
+        """Wait for a probe that is due, and mark its check as running; None when the prober is closed."""
         with self._changed:
             while not self._closed:
                 delay: float | None = None
                 if self._due:
-                    due, _, probe = self._due[0]
+                    due, chain = self._due[0]
                     delay = due - self._clock()
-                    if not self._is_wanted(probe):
+                    if self._current(chain) != chain:
                         heapq.heappop(self._due)
                         continue
                     if delay <= 0:
                         heapq.heappop(self._due)
-                        return probe
+                        self._running.add((chain.probe.container, chain.probe.check_id))
+                        return chain
                 self._changed.wait(delay)
             return None
 
-    def _is_wanted(self, probe: Probe) -> bool:
-        return self._wanted.get(probe.container, {}).get(probe.check_id) == probe
+    def _current(self, chain: _Chain) -> _Chain | None:
+        """Return the chain that is wanted now for the check of *chain*. The caller holds the lock."""
+        return self._wanted.get(chain.probe.container, {}).get(chain.probe.check_id)

@@ -127,6 +127,57 @@ def test_a_slow_probe_is_not_run_twice_at_once(
     wait_until(lambda: len(told) >= 4)
 
 
+def test_what_is_set_anew_is_still_run_once_an_interval() -> None:
+    """A restart, a pause or a drain takes a probe out and puts the same back."""
+    now, ran, executor = [0.0], list[float](), Executor()
+
+    def answer() -> tuple[int, str]:
+        ran.append(now[0])
+        return 0, ""
+
+    executor.answer = answer
+    prober = Prober(executor, lambda probe, report: None, lambda: now[0])
+    try:
+        for times in range(1, 6):
+            prober.set(WEB, [])
+            prober.set(WEB, [probe(interval=10)])
+            wait_until(lambda: len(ran) == times)  # noqa: B023 it is called here and now
+        now[0] = 10.0
+        prober.set(SHOP, [probe(SHOP, command="wakes the threads", interval=10)])
+        wait_until(lambda: ("wakes the threads",) in executor.executed and ran.count(10.0) >= 2)
+        wait_until(lambda: not prober._running)
+        assert ran.count(10.0) == 2, "one of each"
+        assert len(prober._due) == 2
+    finally:
+        prober.close()
+
+
+def test_what_is_set_anew_while_it_runs_waits_for_its_end(
+    prober: Prober, executor: Executor, told: list[Report]
+) -> None:
+    release, under_way, most = threading.Event(), [0], [0]
+
+    def answer() -> tuple[int, str]:
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        release.wait(10)
+        under_way[0] -= 1
+        return 0, ""
+
+    executor.answer = answer
+    prober.set(WEB, [probe(command="old")])
+    wait_until(lambda: executor.executed)
+    for command in ("old", "other", "new"):
+        prober.set(WEB, [])
+        prober.set(WEB, [probe(command=command)])
+    prober.set(SHOP, [])  # wakes a thread, which has nothing to do
+    release.set()
+    wait_until(lambda: told)
+    assert executor.executed == [("old",), ("new",)]
+    assert most == [1]
+    assert len(told) == 1, "what the old one said was no longer wanted"
+
+
 def test_docker_away_says_nothing_of_the_service(
     prober: Prober, executor: Executor, told: list[Report]
 ) -> None:
