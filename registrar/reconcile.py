@@ -48,7 +48,7 @@ from registrar.containers import Container, ContainerID, Summary
 from registrar.desired import Desired, Host, desire
 from registrar.docker import DockerRefused, DockerUnavailable, EngineInfo, Event, SocketDeleted
 from registrar.metrics import Metrics
-from registrar.owner import Owner, owner_name
+from registrar.owner import Owner, container_of, owner_name
 from registrar.picture import Picture, Row
 from registrar.plan import Plan, Write
 from registrar.prober import Executor, Prober
@@ -320,13 +320,18 @@ class Reconciler:
         if not self._settings.rules.heartbeat:
             return
         while not self._stopping.wait(self._settings.heartbeat_interval):
-            try:
-                for report in self._reporter.told():
-                    self._reporter.tell(report)
-            except UnknownResource:
-                self._queue.survey()
-            except DiscoveryError as exc:
-                self._say("heartbeat", logging.WARNING, f"cannot renew the heartbeat: {exc}", type(exc))
+            for report in self._reporter.kept():
+                if self._stopping.is_set():
+                    return
+                try:
+                    self._reporter.renew(report.check_id)
+                except UnknownResource:
+                    if registration := self._picture.ours().get(report.service_id):
+                        self._register_anew(container_of(registration), report.service_id)
+                except DiscoveryError as exc:
+                    self._say("heartbeat", logging.WARNING, f"cannot renew the heartbeat: {exc}", type(exc))
+                    if not isinstance(exc, RegistryError):
+                        break  # it is away, for the others too: each would wait for it in turn
 
     def _deregister_all(self) -> None:
         for registration in self._picture.ours().values():
@@ -690,9 +695,12 @@ class Reconciler:
         try:
             self._reporter.tell(report)
         except UnknownResource:
-            # Somebody removed the check alone, which the list of services does not show: register anew.
-            self._picture.doubt(report.service_id)
-            self._queue.add(container_id)
+            self._register_anew(container_id, report.service_id)
+
+    def _register_anew(self, container_id: ContainerID, service_id: ServiceID) -> None:
+        """Bring back a check that somebody removed alone, which the list of services does not show."""
+        self._picture.doubt(service_id)
+        self._queue.add(container_id)
 
     def _probed(self, probe: Probe, report: Report) -> None:
         """Take the result of a command; called in the prober's threads."""

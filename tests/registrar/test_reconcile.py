@@ -360,6 +360,55 @@ def test_a_heartbeat_is_renewed_and_ends_with_the_registrar(
     assert registry.writes == [("register", "host-1:web:80")]
 
 
+@pytest.mark.parametrize("fault", [None, AccessDenied("permission denied", status=403)])
+def test_a_check_that_cannot_be_renewed_does_not_keep_the_others_from_it(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, fault: Exception | None
+) -> None:
+    checks = [CheckID(f"host-1:{name}:80:container") for name in ("a", "b", "c")]
+    told: list[str] = []
+    denied: set[str] = set()
+    real = registry.update_check
+
+    def update_check(check_id: CheckID, status: Status, output: str = "") -> None:
+        if check_id in denied and fault:
+            raise fault
+        real(check_id, status, output)
+        told.append(check_id)
+
+    registry.update_check = update_check  # type: ignore[method-assign]
+    start(rules=Rules(heartbeat=60), heartbeat_interval=0.02, resync=0.0)
+    for name in ("a", "b", "c"):
+        docker.run(name, publish=["80/tcp"])
+    wait_until(lambda: set(told) == set(checks))
+    denied.add(checks[0])
+    if fault is None:
+        del registry.checks[checks[0]]
+    told.clear()
+    wait_until(lambda: all(told.count(check) >= 5 for check in checks[1:]))
+    denied.clear()
+    wait_until(lambda: registry.checks == dict.fromkeys(checks, ("passing", "running")))
+
+
+def test_a_heartbeat_does_not_renew_what_a_command_said(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    """While Docker is away nobody knows, and the TTL of the command's check has to run out."""
+    told: list[str] = []
+    real = registry.update_check
+
+    def update_check(check_id: CheckID, status: Status, output: str = "") -> None:
+        real(check_id, status, output)
+        told.append(check_id)
+
+    registry.update_check = update_check  # type: ignore[method-assign]
+    start(rules=Rules(heartbeat=60), heartbeat_interval=0.02)
+    docker.run("web", publish=["80/tcp"], env={"SERVICE_CHECK_CMD": "/bin/probe"})
+    wait_until(lambda: "host-1:web:80:command" in told)
+    told.clear()
+    wait_until(lambda: told.count(CHECK) >= 5)
+    assert set(told) == {CHECK}
+
+
 @pytest.mark.parametrize(
     ("code", "output", "status", "told"),
     [
