@@ -386,7 +386,9 @@ class Reconciler:
             self._last_event_at = max(self._last_event_at, event.at)
             if known := self._containers.get(container):
                 known.fingerprint = None
-            self._signals.heard(container, event.signal, event.at, self._clock())
+            # What is replayed happened before we connected, maybe long before.
+            age = max(0, self._engine_info.now - event.at) / 1e9 if self._engine_info else 0.0
+            self._signals.heard(container, event.signal, event.at, self._clock() - age)
             self._unanswered.setdefault(container, event.at)
             dependent = [other for other, target in self._sharing.items() if target == container]
         for dirty in (container, *dependent):

@@ -10,6 +10,7 @@ Laws:
 - A signal counts for the life of the container that it was sent to: times are the engine's, and a later
   start makes it void. What was inspected may be older than the signal, so nothing is dropped for it.
 - A container that is still there when Docker's patience is over, and ``GRACE`` more, has chosen to stay.
+  Hearing of the same signal again, in a replay, does not begin that time anew.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ SIGKILL: Final = 9
 class _Sent:
     at: int
     """Nanoseconds, the engine's clock."""
-    heard: float
-    """Seconds, ours."""
+    when: float
+    """The same moment; seconds, ours."""
 
 
 class StopSignals:
@@ -44,18 +45,20 @@ class StopSignals:
         self._last: set[ContainerID] = set()
         """Containers of which a signal was the last that was heard."""
 
-    def heard(self, container: ContainerID, signal: int | None, at: int, now: float) -> None:
+    def heard(self, container: ContainerID, signal: int | None, at: int, when: float) -> None:
         """Take an event.
 
         Args:
             signal: the number with a ``kill`` event; None with any other.
             at: nanoseconds on the engine's clock.
-            now: seconds on ours.
+            when: the same moment in seconds on ours: before now when the event is replayed.
         """
         if signal is None:
             self._last.discard(container)
-        else:
-            self._sent.setdefault(container, {})[signal] = _Sent(at, now)
+            return
+        sent = self._sent.setdefault(container, {})
+        if signal not in sent or sent[signal].at != at:
+            sent[signal] = _Sent(at, when)
             self._last.add(container)
 
     def ending(self, container: Container, now: float) -> tuple[str, float]:
@@ -72,7 +75,7 @@ class StopSignals:
         if not ends:
             return "", 0.0
         number = max(ends, key=lambda number: ends[number].at)
-        left = ends[number].heard + container.stop_timeout + GRACE - now
+        left = ends[number].when + container.stop_timeout + GRACE - now
         return (f"signal {number}", left) if left > 0 else ("", 0.0)
 
     def just_sent(self, container: ContainerID) -> bool:

@@ -266,6 +266,33 @@ def test_a_stop_signal_of_an_earlier_life_drains_nothing(
     see(registry, "web:80")
 
 
+def test_a_stop_signal_that_was_survived_drains_nothing_when_it_is_replayed(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registrar.signals.GRACE", 0.1)
+    running = start()
+    docker.run("web", publish=["80/tcp"], StopTimeout=0)
+    see(registry, "web:80")
+    docker.kill("web", "SIGTERM", dies=False)
+    wait_until(lambda: [kind for kind, _ in registry.writes] == ["register", "deregister", "register"])
+    registry.writes.clear()
+    docker.cut()
+    docker.run("shop", publish=["80/tcp"])
+    see(registry, "web:80", "shop:80")
+    running.settle()
+    assert registry.writes == [("register", "host-1:shop:80")]
+
+
+def test_a_stop_signal_that_was_survived_before_the_registrar_began_drains_nothing(
+    docker: FakeDocker, registry: FakeRegistry, start: Any
+) -> None:
+    docker.run("web", publish=["80/tcp"], StopTimeout=40)
+    docker.kill("web", "SIGTERM", dies=False)
+    docker.now += 50 * 10**9
+    start()
+    see(registry, "web:80")
+
+
 def test_draining_can_be_shown_as_critical(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
     start(rules=Rules(drain="maintenance"))
     docker.run("web", publish=["80/tcp"])
