@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.server
 import logging
 import socket
+import sys
 import threading
 from typing import Final, Protocol
 
@@ -50,6 +51,14 @@ class Monitor:
         class Server(http.server.ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
             daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                # The library prints a traceback. For a client that resets its connection, as scanners and
+                # balancers' checks do, that is nobody's fault; any other error is ours.
+                if isinstance(sys.exception(), OSError):
+                    log.debug("monitor: lost %s", client_address, exc_info=True)
+                else:
+                    log.exception("monitor: cannot answer %s", client_address)
 
         try:
             self._server = Server((host, port), Handler)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import http.client
+import logging
+import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -9,6 +13,7 @@ import pytest
 from discovery.errors import ConfigurationError
 from registrar.metrics import Metrics
 from registrar.monitor import Monitor
+from tests.tools import wait_until
 
 
 class Watched:
@@ -51,6 +56,29 @@ def test_health_is_one_line_for_each_fault(monitor: Monitor, watched: Watched) -
     assert get(monitor, "/healthz") == (200, "ok\n")
     watched.wrong = ["Docker is away", "the registry is away"]
     assert get(monitor, "/healthz") == (503, "Docker is away\nthe registry is away\n")
+
+
+def test_a_client_that_resets_its_connection_is_only_noted(
+    monitor: Monitor, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG, "registrar")
+    with socket.create_connection(("127.0.0.1", monitor.port)) as client:
+        # To close it then sends RST (socket(7), SO_LINGER).
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: [record for record in caplog.records if "monitor: lost" in record.message])
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+    assert capfd.readouterr().err == ""
+    assert get(monitor, "/healthz") == (200, "ok\n")
+
+
+def test_an_error_of_our_own_is_seen(
+    monitor: Monitor, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched.wrong = None  # type: ignore[assignment]
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(monitor, "/healthz")
+    wait_until(lambda: "monitor: cannot answer" in caplog.text)
+    assert "TypeError" in caplog.text
 
 
 def test_there_is_nothing_else(monitor: Monitor) -> None:
