@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from discovery.backends import Registry
+from discovery.durations import MAX_SECONDS
 from discovery.errors import ConfigurationError, DiscoveryError, RegistryUnavailable, UnknownResource
 from discovery.model import Check, CheckID, Registration, ServiceID
 from discovery.names import service_name
@@ -72,8 +73,10 @@ class Heartbeat:
     ) -> None:
         if not 0 < port <= 65535:
             raise ConfigurationError(f"port={port!r} of {name!r} is not possible: give 1 to 65535")
-        if not ttl >= 1:
-            raise ConfigurationError(f"ttl={ttl!r} of {name!r} is not possible: give at least 1 second")
+        if not 1 <= ttl < MAX_SECONDS:
+            raise ConfigurationError(
+                f"ttl={ttl!r} of {name!r} is not possible: give 1 to {int(MAX_SECONDS)} seconds"
+            )
         checked = service_name(name, origin="register")
         identity = ServiceID(service_id or f"{socket.gethostname()}:{checked}:{port}")
         self._find = find

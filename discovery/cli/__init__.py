@@ -47,6 +47,7 @@ _INTERRUPTED: Final = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (``sys.argv`` when None) and return its exit code."""
+    _replace_closed()
     try:
         # Here, not above: these take a tenth of a second, in which somebody may press Ctrl-C.
         from discovery.cli.parser import run
@@ -76,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(error: DiscoveryError) -> int:
     """Return the exit code that tells a script of *error*."""
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def _replace_closed() -> None:
+    """Write nowhere what would go to an output that was closed (``>&-``): Python has None in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            # Never closed: its number may be 1 or 2, and a connection that got it would be written into.
+            setattr(sys, name, open(nowhere, "w", closefd=False))  # noqa: SIM115 - a descriptor
 
 
 def _drop_output() -> None:

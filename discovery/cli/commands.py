@@ -133,7 +133,7 @@ def completion(options: argparse.Namespace) -> int:
 
 
 def exec_(options: argparse.Namespace) -> int:
-    if not options.command:
+    if not any(options.command[:1]):  # also '', which no program is called
         raise ConfigurationError(
             "nothing to run: write the command behind --, discovery exec NAME -- CMD ..."
         )

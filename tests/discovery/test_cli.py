@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -200,6 +201,8 @@ def test_2_is_a_command_line_that_cannot_be_read(capsys, arguments):
         (["lookup", "a b"], "the service name 'a b' from lookup holds ' '"),
         (["lookup", "web", "--consul", "ftp://x"], "from --consul: unknown scheme 'ftp'"),
         (["exec", "web"], "nothing to run: write the command behind --"),
+        (["exec", "web", "--", ""], "nothing to run: write the command behind --"),
+        (["register", "web", "--port", "80", "--ttl", "inf"], "ttl=inf of 'web' is not possible"),
         (["register", "web", "--port", "0"], "port=0 of 'web' is not possible"),
         (
             ["register", "web", "--port", "80", "--", "/nonexistent"],
@@ -433,6 +436,29 @@ def test_an_output_that_cannot_be_written_is_said(at, register, spawn):
         process = spawn("lookup", "web", "--all", stdout=full)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (1, "discovery: cannot write the output: no space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("ls >&-", 0),
+        ("lookup web >&-", 0),
+        ("lookup web >&- 2>&-", 0),
+        ("lookup nope >&- 2>&-", 3),
+        ("lookup nope 2>&-", 3),
+        ("register web --port 80 >&- 2>&- <&- -- true", 0),
+    ],
+)
+def test_an_output_that_is_closed_is_not_written_to(at, register, line, code):
+    register("web", 1)
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(COMMAND)} {line}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 @pytest.mark.parametrize(

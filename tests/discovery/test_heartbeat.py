@@ -138,8 +138,10 @@ def test_the_agent_can_check_a_path_besides(begin, address, path, url):
     [
         ({"port": 0}, "port=0 of 'web' is not possible: give 1 to 65535"),
         ({"port": 65536}, "port=65536 of 'web'"),
-        ({"port": 80, "ttl": 0.5}, "ttl=0.5 of 'web' is not possible: give at least 1 second"),
+        ({"port": 80, "ttl": 0.5}, "ttl=0.5 of 'web' is not possible: give 1 to 9223372036 seconds"),
         ({"port": 80, "ttl": float("nan")}, "ttl=nan of 'web'"),
+        ({"port": 80, "ttl": float("inf")}, "ttl=inf of 'web'"),
+        ({"port": 80, "ttl": 1e30}, "ttl=1e+30 of 'web'"),
     ],
 )
 def test_what_cannot_be_registered_is_refused_at_once(registry, options, complaint):
