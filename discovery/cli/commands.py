@@ -242,7 +242,7 @@ def _print_instances(
             print(f"{key}={shlex.quote(value)}")
     else:
         for instance in instances:
-            print(instance.url() if options.url else instance)
+            print(plain(instance.url() if options.url else str(instance)))
 
 
 def _explained(explanation: Explanation, usable: int, terminal: Terminal) -> list[str]:

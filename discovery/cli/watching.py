@@ -137,7 +137,7 @@ def show(client: Client, name: str, tags: Sequence[str], terminal: Terminal) -> 
 
 def change_line(snapshot: Snapshot) -> str:
     """Return one line: the time, what came and went, and how many there are now."""
-    changes = [f"+ {i}" for i in snapshot.added] + [f"- {i}" for i in snapshot.removed]
+    changes = [plain(f"+ {i}") for i in snapshot.added] + [plain(f"- {i}") for i in snapshot.removed]
     count = f"{len(snapshot)} instance{'' if len(snapshot) == 1 else 's'}"
     stale = ", not confirmed: the registry cannot be asked" if snapshot.stale else ""
     return f"{time.strftime('%H:%M:%S')}  {'  '.join(changes) or '='}  ({count}{stale})"

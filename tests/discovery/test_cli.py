@@ -496,6 +496,16 @@ def test_an_error_cannot_move_the_cursor(at, capsys):
     assert code == 2 and err.count("\n") == 1 and "\x1b" not in err
 
 
+def test_what_was_registered_cannot_write_to_the_terminal(at, register, capsys, spawn):
+    register("web", 8080, address="10.0.0.1\x1b[2J\nEVIL=1")
+    shown = r"10.0.0.1\x1b[2J\nEVIL=1"
+    assert run(capsys, "lookup", "web")[1] == f"{shown}:8080\n"
+    assert run(capsys, "lookup", "web", "--all")[1] == f"{shown}:8080\n"
+    assert run(capsys, "wait", "web", "--url")[1] == f"http://{shown}:8080\n"
+    line = spawn("watch", "web").stdout.readline()
+    assert line.split(None, 1)[1] == f"+ {shown}:8080  (1 instance)\n"
+
+
 # --- exec ----------------------------------------------------------------------------------------------
 
 
