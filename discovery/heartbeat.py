@@ -3,7 +3,7 @@
 Laws:
 - The entry carries a TTL check that this thread renews: a process that dies without a word turns
   critical when the TTL is over.
-- An agent that has forgotten the entry (it restarted empty) gets it again with the next beat.
+- An agent that has forgotten the entry (it restarted empty) gets it again with the next beat, as passing.
 - An agent that is not there is looked for on and on, with one warning; a refusal is raised to the caller of
   ``start``, and warned of once when it comes later.
 - A SIGTERM that would end the process at once, as nobody handles it, deregisters first.
@@ -19,6 +19,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from discovery.backends import Registry
@@ -106,6 +107,9 @@ class Heartbeat:
             meta=dict(meta or {}),
             checks=tuple(checks),
         )
+        # The process serves already: critical until the agent's first HTTP check, it would be missed.
+        passing = tuple(replace(check, initial_status="passing") for check in checks)
+        self._known = replace(self.registration, checks=passing)
         self._beat = min(ttl / 3, BEAT)
         self._registered = False
         self._stopping = threading.Event()
@@ -176,7 +180,7 @@ class Heartbeat:
                     return None
                 except UnknownResource:
                     log.warning("the agent has forgotten %s; registering it again", self.registration.id)
-            self._registry.register(self.registration)
+            self._registry.register(self._known if self._registered else self.registration)
             self._registered = True
         except RegistryUnavailable as exc:
             return exc

@@ -189,6 +189,18 @@ def test_what_the_agent_has_forgotten_is_registered_again(begin, registry, caplo
     assert registry.calls.count("register") == 2
 
 
+def test_what_is_registered_again_passes_before_the_agent_has_checked_it(begin, registry):
+    one = begin(check_http="/health")
+
+    def statuses() -> list[Status | None]:
+        return [check.initial_status for known in registry.services.values() for check in known.checks]
+
+    assert statuses() == ["passing", None]
+    registry.services.clear()
+    wait_until(lambda: one.registration.id in registry.services)
+    assert statuses() == ["passing", "passing"]
+
+
 def test_an_agent_that_is_away_at_the_start_is_waited_for_with_one_warning(begin, registry, caplog):
     caplog.set_level(logging.WARNING, "discovery")
     registry.trouble = RegistryUnavailable("connection refused")
