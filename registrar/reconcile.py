@@ -493,7 +493,13 @@ class Reconciler:
         """Do without a blocking read, where an ACL keeps us from it."""
         while not self._stopping.is_set():
             self._backend.registered()
-            self._registry_came(None, pauses)
+            with self._lock:
+                here = self._registry_here
+            if here:
+                self._queue.survey()
+            else:
+                # Not every time: it forgets what was told, and every HEALTHCHECK would be told again.
+                self._registry_came(None, pauses)
             self._stopping.wait(POLL_INTERVAL)
 
     def _registry_came(self, agent: AgentInfo | None, pauses: _Pauses) -> None:

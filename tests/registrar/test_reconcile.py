@@ -810,6 +810,29 @@ def test_135_411_538_565_604_without_a_blocking_read_the_registry_is_polled(
     assert len(lines(log, "set CONSUL_HTTP_TOKEN")) == 1
 
 
+def test_a_registry_that_is_polled_is_not_told_the_same_again(
+    docker: FakeDocker, registry: FakeRegistry, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registrar.reconcile.POLL_INTERVAL", 0.02)
+    monkeypatch.setattr("registrar.reconcile.SURVEY_INTERVAL", 0.01)
+    registry.faults["read"] = AccessDenied("fake://registry answered GET with HTTP 403: no", status=403)
+    running = start()
+    docker.run("web", publish=["80/tcp"])
+    docker.health("web", "healthy", "ok")
+    wait_until(lambda: registry.checks == {CHECK: ("passing", "ok")})
+    running.settle()
+    surveys, inspected = docker.lists, len(docker.inspected)
+    wait_until(lambda: docker.lists >= surveys + 5)
+    assert len(docker.inspected) == inspected
+    registry.faults["registered"] = RegistryUnavailable("connection refused")
+    wait_until(lambda: running.reconciler.faults())
+    registry.checks[CHECK] = ("critical", "")
+    del registry.faults["registered"]
+    wait_until(lambda: registry.checks == {CHECK: ("passing", "ok")}, message="it may have lost it meanwhile")
+    registry.drop(ServiceID("host-1:web:80"))
+    see(registry, "web:80")
+
+
 # --- seen from outside -----------------------------------------------------------------------------------
 
 
