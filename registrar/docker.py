@@ -39,6 +39,8 @@ __all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream", 
 _SOCKETS: Final = ("/var/run/docker.sock", "/tmp/docker.sock")  # noqa: S108 where Registrator's users mount it
 _REQUEST_TIMEOUT: Final = 10.0  # s; an engine that takes longer for one container is as good as away
 _KNOCK_TIMEOUT: Final = 2.0  # s
+_KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds, seconds and a number: a host that vanished is noticed after 25 s. Not every system has all."""
 _MAX_OUTPUT: Final = 4096  # octets of a command's output; Consul keeps no more
 _MAX_JOINS: Final = 8
 """Containers in each other's network that are followed; Docker itself allows no circle, Podman may."""
@@ -233,6 +235,7 @@ class Docker:
             if not response.ok:
                 response.close()
                 response.raise_for_status()
+            _keep_alive(response)
         return EventStream(response)
 
     def list(self) -> tuple[Summary, ...]:
@@ -405,6 +408,25 @@ class _Direct:
             said = reply.data.decode(errors="replace").strip()
             raise _Refusal(f"it answered GET /{path} with HTTP {reply.status}: {said}")
         return json.loads(reply.data)
+
+
+def _keep_alive(response: requests.Response) -> None:
+    """Have the system notice that the host of a stream has vanished; it matters over TCP only.
+
+    A stream is read without a limit of time, for nothing may happen for days. A host that loses its power
+    or its network says no farewell either, and the stream would stay silent for ever.
+    """
+    if response.raw.closed:
+        return
+    sock = socket.socket(fileno=response.raw.fileno())
+    try:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEP_ALIVE.items():
+                if option := getattr(socket, name, None):
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    finally:
+        sock.detach()  # it is the response's to close
 
 
 def _knock(where: str) -> None:

@@ -6,14 +6,17 @@ log tells no traceback.
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from registrar.docker import Docker
 from tests.registrar.faulty_proxy import FAULTS, FaultyProxy
 from tests.registrar.process import RegistrarProcess
 from tests.registrar.served_docker import ServedDocker
@@ -201,6 +204,27 @@ def test_docker_behind_tls(encrypted_docker: ServedDocker, certificates: Path, a
         see(agent, docker, "shop")
         check_end(registrar, agent)
         assert registrar.terminate() == 0
+
+
+def test_a_docker_host_that_vanishes_is_noticed_by_its_silence(
+    encrypted_docker: ServedDocker, certificates: Path
+) -> None:
+    """The system asks whether it is still there; that it gets no answer cannot be made on one host."""
+    docker = encrypted_docker
+    env = {"DOCKER_HOST": docker.url, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(certificates)}
+    with closing(Docker(env)) as engine:
+        engine.connect()
+        with closing(engine.events(0)) as events:
+            with socket.socket(fileno=os.dup(events._response.raw.fileno())) as sock:
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                asked = [
+                    sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+                    if hasattr(socket, name)
+                ]
+            assert asked == [10, 5, 3][: len(asked)]
+            docker.run("web")
+            assert next(iter(events)).action == "create", "it can still be read"
 
 
 def test_docker_that_is_not_who_it_should_be_is_not_believed(
