@@ -36,7 +36,8 @@ BEAT: Final = 1.0
 """Longest time between two beats, in seconds. A beat costs the agent a local write of nothing new; the
 time is how long a restarted empty agent is without the entry."""
 FAREWELL: Final = 3.0
-"""Seconds that a SIGTERM waits for the agent. Whoever sent it will not wait long: ``docker stop`` ten."""
+"""Seconds that a SIGTERM and ``close`` wait for the agent. Whoever sent a signal will not wait long:
+``docker stop`` ten."""
 CHECK_INTERVAL: Final = 5.0  # seconds between the agent's HTTP checks
 CHECK_TIMEOUT: Final = 3.0  # seconds
 
@@ -134,17 +135,16 @@ class Heartbeat:
         return self
 
     def close(self) -> None:
-        """Stop beating and deregister; idempotent. An agent that cannot be reached is left to its TTL."""
+        """Stop beating and deregister; idempotent.
+
+        What an agent has that cannot be reached, or says nothing for ``FAREWELL``, is left to its TTL.
+        """
         if self._thread is None or self._stopping.is_set() or os.getpid() != self._pid:
             return
         self._stopping.set()
-        self._thread.join()
-        if self._registry is None:
-            return  # there was never an agent
-        try:
-            self._registry.deregister(self.registration.id)
-        except DiscoveryError as exc:
-            log.warning("cannot deregister %s: %s", self.registration.id, exc)
+        self._thread.join(FAREWELL)
+        if self._thread.is_alive():
+            log.warning("no answer within %g s: %s is left to its TTL", FAREWELL, self.registration.id)
 
     def __enter__(self) -> Heartbeat:
         return self if self._thread is not None else self.start()
@@ -168,6 +168,13 @@ class Heartbeat:
                 log.warning(
                     "the heartbeat of %s does not arrive, trying on: %s", self.registration.id, trouble
                 )
+        # Here, not in ``close``, which need not wait for an agent that says nothing.
+        if self._registry is None:
+            return  # there was never an agent
+        try:
+            self._registry.deregister(self.registration.id)
+        except DiscoveryError as exc:
+            log.warning("cannot deregister %s: %s", self.registration.id, exc)
 
     def _try(self) -> RegistryUnavailable | None:
         """Beat once; return why the agent could not be reached, or None."""

@@ -331,9 +331,12 @@ def _environment(name: str, instances: Sequence[Instance]) -> dict[str, str]:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Turn SIGTERM and SIGINT into an event, so that what was registered is deregistered."""
+    """Turn what asks us to end into an event, so that what was registered is deregistered."""
     stopped = threading.Event()
-    before = {sig: signal.signal(sig, lambda *_: stopped.set()) for sig in (signal.SIGTERM, signal.SIGINT)}
+    asking = [signal.SIGTERM, signal.SIGINT]
+    # A lost terminal and Ctrl-\, unless ignored at the start: what runs under ``nohup`` outlives its shell.
+    asking += [s for s in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {sig: signal.signal(sig, lambda *_: stopped.set()) for sig in asking}
     try:
         yield stopped
     finally:

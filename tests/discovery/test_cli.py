@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from discovery.agent import Agent
-from discovery.cli import main
+from discovery.cli import commands, main
 from discovery.cli.bench import measure
 from discovery.model import FrozenDict, ServiceQuery
 from tests.discovery.nameserver import NameServer, srv
@@ -571,14 +571,27 @@ CHILD = """
 """
 
 
-def test_on_sigterm_the_entry_goes_before_the_command_is_told(at, registry, spawn):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_on_a_signal_the_entry_goes_before_the_command_is_told(at, registry, spawn, number):
     process = spawn("register", "web", "--port", 8080, "--", sys.executable, "-c", textwrap.dedent(CHILD))
     assert process.stdout.readline() == "ready\n"
     wait_until(lambda: registered(registry), 20)
-    process.terminate()
+    process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (out, err, process.returncode) == ("deregistered\n", "", 0)
     assert not registered(registry)
+
+
+def test_a_hang_up_that_nohup_ignores_is_ignored():
+    assert signal.signal(signal.SIGHUP, signal.SIG_IGN) is signal.SIG_DFL
+    try:
+        with commands._signals() as stopped:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stopped.is_set()
+            os.kill(os.getpid(), signal.SIGQUIT)
+            wait_until(stopped.is_set)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_a_command_that_a_signal_ends_is_reported_as_a_shell_does(at, registry, spawn):

@@ -283,6 +283,27 @@ def test_closing_without_an_agent_is_no_error(begin, registry, caplog):
     assert "cannot deregister" in caplog.text
 
 
+@pytest.mark.parametrize("silent_from", ["beat", "deregister"])
+def test_closing_waits_only_so_long_for_a_silent_agent(begin, registry, monkeypatch, caplog, silent_from):
+    monkeypatch.setattr(heartbeat_module, "FAREWELL", 0.05)
+    answering = threading.Event()
+
+    def called(what: str) -> None:
+        registry.calls.append(what)
+        if what == silent_from:
+            answering.wait(60)
+
+    monkeypatch.setattr(registry, "_called", called)
+    one = begin()
+    wait_until(lambda: "beat" in registry.calls)
+    one.close()
+    assert "no answer within 0.05 s" in caplog.text
+    assert registry.services  # left to its TTL
+    answering.set()
+    wait_until(lambda: not registry.services)  # what the agent hears after all is no harm
+    wait_until(lambda: not one._thread.is_alive())
+
+
 # --- with an agent -------------------------------------------------------------------------------------
 
 
@@ -326,14 +347,13 @@ def test_the_entry_is_back_after_the_agent_restarted_empty(agent, client, monkey
         wait_until(lambda: (found := client.lookup_all("web")) and not found.stale)
 
 
-def test_the_entry_turns_critical_when_the_process_says_nothing_more(agent, client, agents_registry):
+def test_the_entry_turns_critical_when_the_process_says_nothing_more(client, monkeypatch):
     one = client.register("web", port=8080, ttl=1.0)
     client.wait_for("web", timeout=5)
-    one._stopping.set()  # as if the process had been stopped by SIGSTOP
+    monkeypatch.setattr(one, "_try", lambda: None)  # as if the process had been stopped by SIGSTOP
     with client.watch("web", healthy=False) as watch:
         while watch.next(5)[0].status != "critical":
             pass
-    agents_registry.deregister(one.registration.id)
 
 
 def test_closing_the_client_deregisters_what_it_registered(agent, client, agents_registry):
