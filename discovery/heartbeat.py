@@ -7,22 +7,27 @@ Laws:
 - An agent that is not there is looked for on and on, with one warning; a refusal is raised to the caller of
   ``start``, and warned of once when it comes later.
 - A SIGTERM that would end the process at once, as nobody handles it, deregisters first.
-- Only the process that registered deregisters: a forked child's exit must not take its parent out.
+- Only the process that registered deregisters: a forked child's exit must not take its parent out. Where
+  several processes have registered one entry, the last of them does.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import logging
 import os
 import signal
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
-from discovery.backends import Registry
+from discovery import sources
+from discovery.backends import Backend, private
 from discovery.durations import MAX_SECONDS
 from discovery.errors import ConfigurationError, DiscoveryError, RegistryUnavailable, UnknownResource
 from discovery.model import Check, CheckID, Registration, ServiceID
@@ -62,7 +67,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        find: Callable[[], Registry],
+        find: Callable[[], Backend],
         name: str,
         *,
         port: int,
@@ -82,7 +87,7 @@ class Heartbeat:
         checked = service_name(name, origin="register")
         identity = ServiceID(service_id or f"{socket.gethostname()}:{checked}:{port}")
         self._find = find
-        self._registry: Registry | None = None
+        self._registry: Backend | None = None
         self._check_id = CheckID(f"{identity}:heartbeat")
         checks = [
             Check(id=self._check_id, name="heartbeat of the process", ttl=ttl, initial_status="passing")
@@ -108,6 +113,7 @@ class Heartbeat:
             meta=dict(meta or {}),
             checks=tuple(checks),
         )
+        self._companions = _Companions(identity)
         # The process serves already: critical until the agent's first HTTP check, it would be missed.
         passing = tuple(replace(check, initial_status="passing") for check in checks)
         self._known = replace(self.registration, checks=passing)
@@ -123,7 +129,11 @@ class Heartbeat:
         Raises:
             RegistryError: the agent refused the registration. An unreachable agent is no error here.
         """
-        trouble = self._try()
+        try:
+            trouble = self._try()
+        except BaseException:
+            self._companions.close()  # refused: it keeps nothing alive
+            raise
         if trouble is not None:
             log.warning("cannot register %s yet, trying on: %s", self.registration.id, trouble)
         self._thread = threading.Thread(
@@ -135,7 +145,7 @@ class Heartbeat:
         return self
 
     def close(self) -> None:
-        """Stop beating and deregister; idempotent.
+        """Stop beating and deregister, unless another process of this user keeps the entry; idempotent.
 
         What an agent has that cannot be reached, or says nothing for ``FAREWELL``, is left to its TTL.
         """
@@ -172,7 +182,9 @@ class Heartbeat:
         if self._registry is None:
             return  # there was never an agent
         try:
-            self._registry.deregister(self.registration.id)
+            with self._companions.left() as alone:
+                if alone:
+                    self._registry.deregister(self.registration.id)
         except DiscoveryError as exc:
             log.warning("cannot deregister %s: %s", self.registration.id, exc)
 
@@ -181,6 +193,7 @@ class Heartbeat:
         try:
             if self._registry is None:
                 self._registry = self._find()
+            self._companions.join(self._registry.where)
             if self._registered:
                 try:
                     self._registry.update_check(self._check_id, "passing")
@@ -192,6 +205,77 @@ class Heartbeat:
         except RegistryUnavailable as exc:
             return exc
         return None
+
+
+# --- processes that share an entry ----------------------------------------------------------------------
+
+
+class _Companions:
+    """The processes of this user that keep one entry alive: each holds the lock of its file, shared.
+
+    They meet where processes share what they watch (``backends.shared``, which also removes what a crash
+    leaves there). Without such a directory each takes itself for the only one.
+    """
+
+    def __init__(self, service_id: ServiceID) -> None:
+        share = os.environ.get("DISCOVERY_SHARE") or "auto"
+        self._directory = (
+            sources._shared_directory() if share == "auto" else share if share != "off" else None
+        )
+        self._service_id = service_id
+        self._name = ""
+        self._lock = -1
+        _all.add(self)
+
+    def join(self, where: str) -> None:
+        """Be one of them at the agent *where*; with each beat, as what nobody touches counts as left over."""
+        with suppress(OSError):  # of a directory that is not private, or of the lock that the last one holds
+            if self._lock >= 0:
+                os.utime(self._lock)
+            elif self._directory is not None:
+                scope = f"{where} {sources._network()} {self._service_id}"
+                self._name = f"{hashlib.sha256(scope.encode()).hexdigest()[:32]}.lock"
+                with private.opened(self._directory, create=True) as directory:
+                    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+                    self._lock = os.open(self._name, flags, 0o600, dir_fd=directory)
+                    try:
+                        fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                        if not self._is_there(directory):  # the last one has just removed it
+                            self.close()
+                    except OSError:
+                        self.close()
+
+    @contextmanager
+    def left(self) -> Iterator[bool]:
+        """Leave, and lend whether nobody stays; nobody joins meanwhile."""
+        try:
+            if self._lock >= 0:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if self._lock >= 0 and self._directory is not None:
+                with suppress(OSError), private.opened(self._directory) as directory:
+                    if self._is_there(directory):
+                        os.unlink(self._name, dir_fd=directory)
+            self.close()
+
+    def close(self) -> None:
+        """Hold nothing; idempotent. In a forked child: its copy would hold the lock beyond its parent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    def _is_there(self, directory: int) -> bool:
+        there = os.stat(self._name, dir_fd=directory, follow_symlinks=False)
+        return os.path.samestat(there, os.fstat(self._lock))
+
+
+_all: weakref.WeakSet[_Companions] = weakref.WeakSet()
 
 
 # --- SIGTERM -------------------------------------------------------------------------------------------
@@ -229,6 +313,8 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     if signal.getsignal(signal.SIGTERM) is _terminated:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a child has nothing to deregister
+    for companions in list(_all):
+        companions.close()
     _after_fork_in_parent()
 
 

@@ -39,6 +39,8 @@ QUICK = 0.02  # s between two beats
 class FakeRegistry:
     """The write side of a registry that remembers what it was told, and fails when it should."""
 
+    where = "a fake"
+
     def __init__(self) -> None:
         self.services: dict[ServiceID, Registration] = {}
         self.calls: list[str] = []
@@ -394,6 +396,108 @@ def test_a_forked_child_does_not_deregister_its_parent(agent, agents_registry):
     assert (done.returncode, done.stderr) == (0, "")
     # The parent's end, though it closed nothing itself, deregistered.
     assert not agents_registry.read(ServiceQuery("web")).value
+
+
+WORKER = """
+    import sys
+    import discovery
+
+    with discovery.register("web", port=8080):
+        print("registered", flush=True)
+        sys.stdin.read(1)
+    print("closed", flush=True)
+"""
+FORKING_WORKER = """
+    import os, signal, sys
+    import discovery
+
+    one = discovery.register("web", port=8080)
+    if not (pid := os.fork()):
+        signal.pause()
+    print("registered", flush=True)
+    sys.stdin.read(1)
+    one.close()
+    print("closed", flush=True)
+    sys.stdin.read()
+    os.kill(pid, signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the processes of this test meet."""
+    monkeypatch.setenv("DISCOVERY_SHARE", str(tmp_path / "share"))
+    return tmp_path / "share"
+
+
+@pytest.fixture
+def worker(agent: Agent, share: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Start processes that share one registration; what is written to one closes it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(program: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(program)],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "CONSUL_HTTP_ADDR": agent.url},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "registered\n"
+        return process
+
+    yield start
+    for process in started:
+        process.communicate(timeout=60)
+
+
+def close_one(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("x")
+    process.stdin.flush()
+    assert process.stdout.readline() == "closed\n"
+
+
+def test_the_last_of_the_workers_that_share_an_entry_deregisters_it(worker, agents_registry, share):
+    first, second = worker(WORKER), worker(WORKER)
+    close_one(first)
+    assert len(agents_registry.registered()) == 1
+    close_one(second)
+    assert not agents_registry.registered()
+    assert not list(share.iterdir())
+
+
+def test_a_worker_that_is_killed_keeps_no_entry(worker, agents_registry):
+    first, second = worker(WORKER), worker(WORKER)
+    first.kill()
+    first.wait(60)
+    close_one(second)
+    assert not agents_registry.registered()
+
+
+def test_a_forked_child_keeps_no_entry(worker, agents_registry):
+    close_one(worker(FORKING_WORKER))
+    assert not agents_registry.registered()
+
+
+def test_who_was_refused_keeps_no_entry(registry, share):
+    registry.trouble = AccessDenied("not allowed", status=403)
+    refused = Heartbeat(lambda: registry, "web", port=80)
+    with pytest.raises(AccessDenied):
+        refused.start()
+    registry.trouble = None
+    Heartbeat(lambda: registry, "web", port=80).start().close()
+    assert not registry.services
+
+
+def test_a_directory_that_is_not_private_is_not_used(registry, share):
+    share.mkdir(mode=0o755)
+    share.chmod(0o755)
+    Heartbeat(lambda: registry, "web", port=80).start().close()
+    assert registry.calls == ["register", "deregister"] and not list(share.iterdir())
 
 
 # --- SIGTERM -------------------------------------------------------------------------------------------
