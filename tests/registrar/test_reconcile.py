@@ -857,6 +857,7 @@ def metric(running: Running, name: str) -> float:
 
 def test_what_happens_is_counted(docker: FakeDocker, registry: FakeRegistry, start: Any) -> None:
     running = start(wall_clock=lambda: docker.now)
+    running.settle()  # or the first look may find "web" before its event is heard: that is drift
     docker.run("web", publish=["80/tcp"])
     see(registry, "web:80")
     docker.run("shop", publish=["80/tcp"])
