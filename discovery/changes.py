@@ -8,14 +8,21 @@ Laws:
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Final, cast
 
 from discovery.engine import Engine, Known
-from discovery.errors import DiscoveryError, NoHealthyInstances, RegistryTimeout, RegistryUnavailable
+from discovery.errors import (
+    ConfigurationError,
+    DiscoveryError,
+    NoHealthyInstances,
+    RegistryTimeout,
+    RegistryUnavailable,
+)
 from discovery.model import Instance, ServiceQuery, Snapshot
 from discovery.names import fold
 
@@ -164,25 +171,38 @@ class Watch:
 
 
 class Awaited:
-    """A ``wait_for``: when it has seen enough, and what to say when it has not."""
+    """A ``wait_for``: when it has seen enough, and what to say when it has not.
+
+    Raises:
+        ConfigurationError: *timeout* is no number.
+    """
+
+    FIRST: Final = 1.0
+    """Seconds for a registry that has said nothing yet, however short the timeout: 0 means to look once, and
+    a registry that is well needs a moment to answer. As much as a lookup has."""
 
     def __init__(self, name: str, count: int, timeout: float, clock: Callable[[], float]) -> None:
+        if math.isnan(timeout):
+            raise ConfigurationError(f"timeout={timeout!r} for {name!r} is not possible: give seconds")
+        timeout = max(timeout, 0.0)
         self._wanted = f"waited {timeout:g} s for {count} healthy instance(s) of {name!r}"
         self._count = count
         self._clock = clock
         self._deadline = clock() + timeout
+        self._first = clock() + max(timeout, self.FIRST)
+        self._heard = False  # whether there was an answer, a failure, or too long a silence
         self._found: Snapshot | None = None
         self._missed: RegistryUnavailable | None = None
 
     @property
     def left(self) -> float:
         """Seconds to wait for the next snapshot."""
-        return max(self._deadline - self._clock(), 0.0)
+        return max((self._deadline if self._heard else self._first) - self._clock(), 0.0)
 
     @property
     def over(self) -> bool:
         """Whether time is up. What is known at once is looked at even when there is no time at all."""
-        return self._missed is not None and not self.left
+        return self._heard and not self.left
 
     @property
     def found_none(self) -> bool:
@@ -190,13 +210,14 @@ class Awaited:
         return self._found is not None and not self._found
 
     def enough(self, found: Snapshot) -> bool:
-        self._found = found
+        self._heard, self._found = True, found
         return len(found) >= self._count
 
     def missed(self, exc: RegistryUnavailable) -> None:
         """The registry could not be asked, or nothing has changed in the time that was left."""
-        if self._missed is None or self.left:  # that the time is over is no reason where there is another
+        if self.left or not isinstance(exc, RegistryTimeout):  # that the time is over is no reason
             self._missed = exc
+        self._heard = True
 
     def closed(self) -> DiscoveryError:
         return RegistryUnavailable(f"{self._wanted}, and this client was closed")
@@ -204,6 +225,8 @@ class Awaited:
     def failure(self) -> DiscoveryError:
         if self._found is not None:
             return NoHealthyInstances(f"{self._wanted}, and found {len(self._found)}")
+        if self._missed is None:
+            return RegistryTimeout(f"{self._wanted}, and the registry has not answered")
         error = RegistryTimeout(f"{self._wanted}, and the registry could not be asked: {self._missed}")
         error.__cause__ = self._missed
         return error

@@ -15,6 +15,7 @@ from itertools import pairwise
 import pytest
 
 import discovery
+from discovery.changes import Awaited
 from discovery.client import Client, default_client
 from discovery.config import Config
 from discovery.errors import (
@@ -662,6 +663,26 @@ def test_a_registry_that_is_down_all_the_time_is_the_reason(client, catalogue):
         "and the registry could not be asked: cannot reach the fake registry"
     )
     assert isinstance(caught.value.__cause__, RegistryUnavailable)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 0.01])
+def test_without_time_a_registry_that_is_well_is_looked_at_once(client, catalogue, timeout):
+    assert len(client.wait_for("web", timeout=timeout)) == 4  # asked for the first time
+    with pytest.raises(NoHealthyInstances, match=r"waited 0(.01)? s for 5 .*, and found 4"):
+        client.wait_for("web", min_instances=5, timeout=timeout)
+
+
+def test_a_registry_that_says_nothing_is_no_service_that_did_not_change(client, catalogue, monkeypatch):
+    monkeypatch.setattr(Awaited, "FIRST", 0.05)
+    catalogue.change(silent=True)
+    with pytest.raises(RegistryTimeout) as caught:
+        client.wait_for("web", timeout=0)
+    assert str(caught.value).endswith("of 'web', and the registry has not answered")
+
+
+def test_a_time_that_is_no_number_is_refused(client):
+    with pytest.raises(ConfigurationError, match="timeout=nan for 'web' is not possible"):
+        client.wait_for("web", timeout=float("nan"))
 
 
 def test_too_few_instances_are_the_reason(client):
