@@ -73,14 +73,13 @@ def watch(options: argparse.Namespace) -> int:
 
     with _client(options) as client:
         if options.json:
-            for snapshot in client.watch(options.name, tags=options.tag):
+            for snapshot in _changes(client, options):
                 print(json.dumps(snapshot_to_json(snapshot)), flush=True)
         elif _terminal().live:
             # The board says what is wrong; a line of the log would move it on the screen.
-            logging.getLogger("discovery").setLevel(logging.ERROR)
             show(client, options.name, options.tag, _terminal())
         else:
-            for snapshot in client.watch(options.name, tags=options.tag):
+            for snapshot in _changes(client, options):
                 print(change_line(snapshot), flush=True)
     return 0
 
@@ -139,6 +138,7 @@ def exec_(options: argparse.Namespace) -> int:
         )
     with _client(options) as client:
         instance = client.lookup(options.name, tags=options.tag)
+    _warn_of_stale([instance])
     os.environ.update(_environment(options.name, [instance]))
     # Python ignores these, and what is ignored stays so in the command: ``yes | head`` would not end.
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -221,6 +221,13 @@ def _client(options: argparse.Namespace) -> Client:
     return Client(config, timeout=max(config.timeout, 5.0))
 
 
+def _changes(client: Client, options: argparse.Namespace) -> Iterator[Snapshot]:
+    """Follow a service. Once something is known an outage does not end that, and is warned of."""
+    for snapshot in client.watch(options.name, tags=options.tag):
+        logging.getLogger("discovery").setLevel(logging.WARNING)
+        yield snapshot
+
+
 def _terminal() -> Terminal:
     return Terminal(sys.stdout, os.environ)
 
@@ -229,11 +236,15 @@ def _print_lines(lines: Sequence[str]) -> None:
     print("\n".join(lines))
 
 
+def _warn_of_stale(instances: Sequence[Instance]) -> None:
+    if any(instance.stale for instance in instances):
+        print("discovery: not confirmed: the registry cannot be asked", file=sys.stderr, flush=True)
+
+
 def _print_instances(
     options: argparse.Namespace, instances: Sequence[Instance], *, one: bool = False
 ) -> None:
-    if any(instance.stale for instance in instances):
-        print("discovery: not confirmed: the registry cannot be asked", file=sys.stderr)
+    _warn_of_stale(instances)
     if options.json:
         rows = [instance_to_json(instance) for instance in instances]
         print(json.dumps(rows[0] if one else rows, indent=2))

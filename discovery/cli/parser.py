@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     data_centre(sub)
     json(sub)
 
-    sub = command("watch", commands.watch, "follow the instances of a service until interrupted", lasts=True)
+    sub = command("watch", commands.watch, "follow the instances of a service until interrupted")
     name_and_filters(sub)
     json(sub, "one JSON object per change")
 

@@ -201,6 +201,7 @@ def test_2_is_a_command_line_that_cannot_be_read(capsys, arguments):
         (["lookup", "a b"], "the service name 'a b' from lookup holds ' '"),
         (["lookup", "web", "--consul", "ftp://x"], "from --consul: unknown scheme 'ftp'"),
         (["exec", "web"], "nothing to run: write the command behind --"),
+        (["wait", "web", "--timeout", "nan"], "timeout=nan for 'web' is not possible: give seconds"),
         (["exec", "web", "--", ""], "nothing to run: write the command behind --"),
         (["register", "web", "--port", "80", "--ttl", "inf"], "ttl=inf of 'web' is not possible"),
         (["register", "web", "--port", "0"], "port=0 of 'web' is not possible"),
@@ -398,6 +399,14 @@ def test_watch_prints_a_line_per_change_at_once_also_into_a_pipe(at, register, r
     assert (out, err, process.returncode) == ("", "", 130)
 
 
+def test_watch_says_once_why_it_ends(spawn, monkeypatch):
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", f"127.0.0.1:{free_port()}")
+    process = spawn("watch", "web")
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, len(err.splitlines())) == (5, 1)
+    assert "connection refused" in err and "trying again" not in err
+
+
 def test_watch_says_when_it_cannot_be_sure(agent, at, register, spawn):
     register("web", 1)
     process = spawn("watch", "web", "--json")
@@ -408,6 +417,7 @@ def test_watch_says_when_it_cannot_be_sure(agent, at, register, spawn):
     lost = json.loads(process.stdout.readline())
     assert (lost["stale"], lost["added"], lost["removed"]) == (True, [], [])
     assert len(lost["instances"]) == 1
+    assert "trying again until it answers" in process.stderr.readline()
 
 
 def test_a_reader_that_leaves_is_no_error(at, register, spawn):
@@ -481,7 +491,7 @@ def test_ctrl_c_is_silent_in_the_midst_of_everything(spawn, command, monkeypatch
 
 
 def test_what_cannot_be_confirmed_is_said_beside_the_output(
-    at, agent, register, capsys, monkeypatch, tmp_path
+    at, agent, register, capsys, spawn, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("DISCOVERY_CACHE", str(tmp_path / "cache"))
     register("web", 8080)
@@ -489,6 +499,8 @@ def test_what_cannot_be_confirmed_is_said_beside_the_output(
     agent.close()
     said = "discovery: not confirmed: the registry cannot be asked\n"
     assert run(capsys, "lookup", "web") == (0, "127.0.0.1:8080\n", said)
+    process = spawn("exec", "web", "--", "sh", "-c", "echo $WEB_PORT")
+    assert process.communicate(timeout=20) == ("8080\n", said)
 
 
 def test_an_error_cannot_move_the_cursor(at, capsys):
