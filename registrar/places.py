@@ -173,10 +173,13 @@ def _usable(bindings: Sequence[Binding], given: str, node_address: str) -> list[
 
     def preference(binding: Binding) -> tuple[bool, bool, bool, bool, int, str]:
         host_ip = binding.host_ip
-        elsewhere = bool(given) and host_ip != given
         return (
-            *(_is_loopback(host_ip), elsewhere, not binding.everywhere, ":" in host_ip),
-            *(binding.host_port, host_ip),
+            _is_loopback(host_ip),
+            bool(given) and host_ip != given,
+            not binding.everywhere,
+            ":" in host_ip,
+            binding.host_port,
+            host_ip,
         )
 
     if given:
