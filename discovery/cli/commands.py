@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -13,13 +14,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from discovery.cli.text import Terminal, duration, plain, table, wrapped
 from discovery.client import Client
 from discovery.config import Config
-from discovery.errors import ConfigurationError, NoHealthyInstances
+from discovery.errors import ConfigurationError, NoHealthyInstances, RegistryTimeout
 from discovery.model import Instance, Snapshot
 from discovery.names import env_name
 from discovery.service import Explanation
@@ -40,6 +41,8 @@ __all__ = [
     "wait",
     "watch",
 ]
+
+_TICK: Final = 1.0  # s between two looks whether somebody still reads what ``watch`` writes
 
 
 def lookup(options: argparse.Namespace) -> int:
@@ -222,10 +225,25 @@ def _client(options: argparse.Namespace) -> Client:
 
 
 def _changes(client: Client, options: argparse.Namespace) -> Iterator[Snapshot]:
-    """Follow a service. Once something is known an outage does not end that, and is warned of."""
-    for snapshot in client.watch(options.name, tags=options.tag):
+    """Follow a service. Once something is known an outage does not end that, and is warned of.
+
+    Raises:
+        BrokenPipeError: nobody reads the output any more.
+    """
+    with client.watch(options.name, tags=options.tag) as changes:
+        first = changes.next()
         logging.getLogger("discovery").setLevel(logging.WARNING)
-        yield snapshot
+        yield first
+        reader = select.poll()
+        reader.register(sys.stdout, 0)  # that it is gone is always told
+        while True:
+            try:
+                yield changes.next(_TICK)
+            except RegistryTimeout:  # nothing has changed; a write, which would tell, may be far off
+                if reader.poll(0):
+                    raise BrokenPipeError from None
+            except StopIteration:
+                return
 
 
 def _terminal() -> Terminal:

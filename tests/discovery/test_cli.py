@@ -430,6 +430,15 @@ def test_a_reader_that_leaves_is_no_error(at, register, spawn):
     assert process.stderr.read() == ""
 
 
+def test_a_reader_that_leaves_ends_the_watch_though_nothing_changes(at, register, spawn):
+    register("web", 1)
+    process = spawn("watch", "web")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+
+
 def test_a_reader_that_was_never_there_is_no_error(at, register, spawn):
     register("web", 1)
     reading, writing = os.pipe()
