@@ -15,9 +15,11 @@ from tests.tools import ConsulAgent, consul_bin, missing
 # answers from what another test wrote down. A test that is about them says so itself.
 os.environ.update(DISCOVERY_DNS="off", DISCOVERY_CACHE="off", DISCOVERY_SHARE="off")
 
-# A shell starts what it leaves in the background with SIGINT ignored, and everything started from here would
-# inherit that: the tests that end a program by it would wait for it in vain.
+# A shell starts what it leaves in the background with SIGINT and SIGQUIT ignored, and nohup ignores SIGHUP.
+# Everything started from here would inherit that: the tests that end a program so would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for ignored in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(ignored, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
