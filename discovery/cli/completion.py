@@ -111,10 +111,22 @@ _BASH: Final = """\
 _discovery() {
     local current=${COMP_WORDS[COMP_CWORD]} command= word= registry=
     local options= values= choices= service= behind=
-    local -i n given=0
+    local glue=
+    local -a words=()
+    local -i n last=-1 given=0
     COMPREPLY=()
-    for ((n = 1; n < COMP_CWORD; n++)); do
-        word=${COMP_WORDS[n]}
+    # bash breaks words at what COMP_WORDBREAKS holds: host:port and --option=value are three each.
+    for word in "${COMP_WORDS[@]:0:COMP_CWORD + 1}"; do
+        if ((last > 1)) && [[ -n $glue || $word =~ ^[:=]+$ ]]; then
+            words[last]+=$word
+        else
+            words+=("$word")
+            last+=1
+        fi
+        if [[ $word =~ ^[:=]+$ ]]; then glue=yes; else glue=; fi
+    done
+    for ((n = 1; n < last; n++)); do
+        word=${words[n]}
         if [[ -z $command ]]; then
             command=$word
             case $command in
@@ -123,7 +135,7 @@ _discovery() {
             esac
         elif [[ $word == -- ]]; then
             [[ -n $behind ]] || return
-            if ((n == COMP_CWORD - 1)); then
+            if ((n == last - 1)); then
                 mapfile -t COMPREPLY < <(compgen -c -- "$current")
             else
                 mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -131,12 +143,15 @@ _discovery() {
             return
         elif [[ " $values " == *" $word "* ]]; then
             n+=1
-            ((n == COMP_CWORD)) && return  # a value, which only its writer knows
-            [[ $word == --consul ]] && registry=${COMP_WORDS[n]}
+            ((n == last)) && return  # a value, which only its writer knows
+            [[ $word == --consul ]] && registry=${words[n]}
+        elif [[ $word == --consul=* ]]; then
+            registry=${word#*=}
         elif [[ $word != -* ]]; then
             given+=1
         fi
     done
+    current=${words[last]}
     if [[ -z $command ]]; then
         mapfile -t COMPREPLY < <(compgen -W '@COMMANDS@ --help' -- "$current")
     elif [[ $current == -* ]]; then

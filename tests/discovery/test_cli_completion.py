@@ -106,6 +106,23 @@ def test_the_registry_that_is_on_the_line_is_asked(complete, agent, register):
     wait_until(lambda: complete("lookup", "--consul", agent.url, "w", CONSUL_HTTP_ADDR=away) == ["web"], 60)
 
 
+@pytest.mark.parametrize("option", ["--consul=", "--consul "])
+def test_words_that_bash_breaks_are_one(complete, agent, register, option):
+    register("web", 1)
+    away = f"127.0.0.1:{free_port()}"
+
+    def broken(text: str) -> list[str]:
+        """The words as they are with the default COMP_WORDBREAKS, which has ':' and '='."""
+        return re.findall(r"[:=]+|[^:= ]+", text)
+
+    address = agent.url.removeprefix("http://")
+    for registry in (address, agent.url):
+        words = broken(f"lookup {option}{registry}")
+        assert complete(*words) == []  # the value, which is still written
+        wait_until(lambda words=words: complete(*words, "w", CONSUL_HTTP_ADDR=away) == ["web"], 60)
+        assert complete(*words, "web", "--u") == ["--url"]
+
+
 def test_the_other_command_line(complete, tmp_path):
     (tmp_path / "a-file").touch()
     assert "bash" in complete("exec", "web", "--", "bas")
