@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,13 @@ def at(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the command as a process, which is ended with the test."""
+    """Start the command as a process, which is ended with the test, and what it has started too."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: object, **options: object) -> subprocess.Popen[str]:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
+        options.setdefault("process_group", 0)
         started.append(
             subprocess.Popen(
                 [*COMMAND, *map(str, arguments)], text=True, cwd=Path(__file__).parents[2], **options
@@ -51,7 +53,8 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield run
     for process in started:
-        process.kill()
+        with suppress(ProcessLookupError):  # nobody of them is left
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
