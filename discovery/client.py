@@ -329,6 +329,7 @@ class Client:
             ttl=ttl,
             service_id=service_id,
             check_http=check_http,
+            share=sources.shared_directory(self.config),
         )
         heartbeat.start()
         with self._lock:

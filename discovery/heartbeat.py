@@ -59,6 +59,8 @@ class Heartbeat:
         service_id: the id; ``<host>:<name>:<port>`` by default, so that the workers of one listening
             socket share one entry.
         check_http: path of an HTTP check that the agent runs besides the heartbeat, ``/health``.
+        share: the directory in which processes that share an entry meet, as ``Config.share``; None: each
+            takes itself for the only one.
 
     Raises:
         InvalidName: *name* cannot be a service's.
@@ -77,6 +79,7 @@ class Heartbeat:
         ttl: float = 15.0,
         service_id: str | None = None,
         check_http: str | None = None,
+        share: str | None = None,
     ) -> None:
         if not 0 < port <= 65535:
             raise ConfigurationError(f"port={port!r} of {name!r} is not possible: give 1 to 65535")
@@ -113,7 +116,7 @@ class Heartbeat:
             meta=dict(meta or {}),
             checks=tuple(checks),
         )
-        self._companions = _Companions(identity)
+        self._companions = _Companions(identity, share)
         # The process serves already: critical until the agent's first HTTP check, it would be missed.
         passing = tuple(replace(check, initial_status="passing") for check in checks)
         self._known = replace(self.registration, checks=passing)
@@ -214,14 +217,11 @@ class _Companions:
     """The processes of this user that keep one entry alive: each holds the lock of its file, shared.
 
     They meet where processes share what they watch (``backends.shared``, which also removes what a crash
-    leaves there). Without such a directory each takes itself for the only one.
+    leaves there).
     """
 
-    def __init__(self, service_id: ServiceID) -> None:
-        share = os.environ.get("DISCOVERY_SHARE") or "auto"
-        self._directory = (
-            sources._shared_directory() if share == "auto" else share if share != "off" else None
-        )
+    def __init__(self, service_id: ServiceID, directory: str | None) -> None:
+        self._directory = directory
         self._service_id = service_id
         self._name = ""
         self._lock = -1
@@ -233,7 +233,7 @@ class _Companions:
             if self._lock >= 0:
                 os.utime(self._lock)
             elif self._directory is not None:
-                scope = f"{where} {sources._network()} {self._service_id}"
+                scope = f"{where} {sources.network()} {self._service_id}"
                 self._name = f"{hashlib.sha256(scope.encode()).hexdigest()[:32]}.lock"
                 with private.opened(self._directory, create=True) as directory:
                     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW

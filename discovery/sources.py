@@ -72,11 +72,11 @@ def catalogue(config: Config) -> Chain:
     if config.static or config.static_file:
         static = Static(config.static, config.static_file, dc=config.dc)
         fixed.append(Link(static, covers=static.covers))
-    share = _shared_directory() if config.share == _AUTO else config.share
+    share = shared_directory(config)
     for candidate in _candidates(config):
         consul: Catalogue = open_backend(_uri(candidate), candidate)
         if share:
-            consul = Shared(consul, share, f"{candidate.consul.url} {_network()} {_scope(config)}")
+            consul = Shared(consul, share, f"{candidate.consul.url} {network()} {_scope(config)}")
         asked.append(Link(consul, HTTP_BUDGET))
     if config.dns:
         for word in config.dns:
@@ -194,14 +194,16 @@ def _server(word: str) -> Server:
     return Server(host, int(port))
 
 
-def _shared_directory() -> str | None:
-    """Return a directory in memory for this user's processes; None where there is none."""
+def shared_directory(config: Config) -> str | None:
+    """Return the directory in which this user's processes meet, in memory by default; None: they do not."""
+    if config.share != _AUTO:
+        return config.share
     if (runtime := os.environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
         return f"{runtime}/portcall"
     return f"{_SHM}/portcall-{os.geteuid()}" if _SHM.is_dir() else None
 
 
-def _network() -> int:
+def network() -> int:
     """Return what tells this network namespace from others: 127.0.0.1 is another host in each."""
     try:
         return _NETWORK.stat().st_ino

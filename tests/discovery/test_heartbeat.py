@@ -485,18 +485,18 @@ def test_a_forked_child_keeps_no_entry(worker, agents_registry):
 
 def test_who_was_refused_keeps_no_entry(registry, share):
     registry.trouble = AccessDenied("not allowed", status=403)
-    refused = Heartbeat(lambda: registry, "web", port=80)
+    refused = Heartbeat(lambda: registry, "web", port=80, share=str(share))
     with pytest.raises(AccessDenied):
         refused.start()
     registry.trouble = None
-    Heartbeat(lambda: registry, "web", port=80).start().close()
+    Heartbeat(lambda: registry, "web", port=80, share=str(share)).start().close()
     assert not registry.services
 
 
 def test_a_directory_that_is_not_private_is_not_used(registry, share):
     share.mkdir(mode=0o755)
     share.chmod(0o755)
-    Heartbeat(lambda: registry, "web", port=80).start().close()
+    Heartbeat(lambda: registry, "web", port=80, share=str(share)).start().close()
     assert registry.calls == ["register", "deregister"] and not list(share.iterdir())
 
 
