@@ -273,9 +273,11 @@ class Client:
     ) -> Snapshot:
         """Wait until *name* has at least *min_instances* healthy instances, and return them.
 
-        An unreachable registry is waited for too. One data centre is asked: there is no failover.
+        An unreachable registry is waited for too. One data centre is asked: there is no failover. A *timeout*
+        of 0 looks once; a first answer is waited for a second in any case.
 
         Raises:
+            ConfigurationError: *timeout* is no number.
             ServiceNotFound, NoHealthyInstances: not within *timeout* seconds; the reason is the one that
                 ``lookup`` gives, or how many there were.
             RegistryUnavailable: the registry could not be asked in that time.
