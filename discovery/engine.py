@@ -441,9 +441,9 @@ class _Subscription:
         *,
         every: bool,
     ) -> None:
-        self.every = every
-        self.used = used
-        self.dropped = dropped
+        self.every: bool = every
+        self.used: Callable[[], bool] | None = used
+        self.dropped: Callable[[], None] | None = dropped
         self.ended: bool = False
         self._callback = callback
         self._told = 0  # the version of what it was told last
@@ -518,8 +518,8 @@ class _Follower:
     )
 
     def __init__(self, engine: Engine, query: Query) -> None:
-        self.engine = engine
-        self.query = query
+        self.engine: Engine = engine
+        self.query: Query = query
         self.known: Known = Known(query)
         self.running: bool = False
         self.used: bool = False
