@@ -34,7 +34,15 @@ from docker.utils import kwargs_from_env
 from discovery.errors import ConfigurationError, DiscoveryError
 from registrar.containers import Container, ContainerID, Summary, nanoseconds, signal_number
 
-__all__ = ["Docker", "DockerUnavailable", "EngineInfo", "Event", "EventStream", "SocketDeleted"]
+__all__ = [
+    "Docker",
+    "DockerRefused",
+    "DockerUnavailable",
+    "EngineInfo",
+    "Event",
+    "EventStream",
+    "SocketDeleted",
+]
 
 _SOCKETS: Final = ("/var/run/docker.sock", "/tmp/docker.sock")  # noqa: S108 where Registrator's users mount it
 _REQUEST_TIMEOUT: Final = 10.0  # s; an engine that takes longer for one container is as good as away
